@@ -1,0 +1,1 @@
+"""Word lists, story plots, facts and conversation builders behind `dataset/demo.py`."""

@@ -1,0 +1,111 @@
+"""The pairs of `dpo.jsonl`: the same question, one good answer and one bad one.
+
+For questions the chosen answer is word for word the one of `sft.jsonl`, so preference training
+does not move the answers that are checked exactly; the rejected one is wrong, rude, or repeats
+itself. Chosen stories come to their end; rejected ones are cut off, or repeat, or turn rude.
+"""
+
+import random
+
+from dataset.demo_text import articles
+from dataset.demo_text.choosing import below, chance, make_rng, pick, shuffled
+from dataset.demo_text.conversations import messages, story_request
+from dataset.demo_text.facts import answer, training_questions
+from dataset.demo_text.pretraining import story
+from dataset.demo_text.questions import QuestionDecks
+
+PAIR_COUNTS = {
+    "fact": {"en": 330, "zh": 220},
+    "any": {"en": 180, "zh": 130},
+    "story": {"en": 280, "zh": 140},
+    "turns": {"en": 130, "zh": 90},
+}
+
+RUDE = {
+    "en": (
+        "I do not care.",
+        "That is a stupid question.",
+        "Go away and ask someone else.",
+        "Leave me alone. I am tired of you.",
+        "Why do you ask me that? Find it out yourself.",
+    ),
+    "zh": (
+        "我不想理你。",
+        "这个问题真笨。",
+        "走开，去问别人吧。",
+        "别烦我，我不想说。",
+        "你自己去想，不要问我。",
+    ),
+}
+
+
+def _space(lang: str) -> str:
+    return " " if lang == "en" else ""
+
+
+def bad_answer(rng: random.Random, lang: str, good: str, wrong: str) -> str:
+    """Return a rejected answer: rude, repeating itself, or the given wrong one."""
+    kind = below(rng, 4)
+    if kind == 0:
+        return pick(rng, RUDE[lang])
+    if kind == 1:
+        return _space(lang).join([good] * (3 + below(rng, 3)))
+    if kind == 2:
+        return good + _space(lang) + pick(rng, RUDE[lang])
+    return wrong
+
+
+def bad_story(rng: random.Random, lang: str, text: str) -> str:
+    """Return a rejected story: cut off in the middle, stuck in a loop, or ended rudely."""
+    end = "." if lang == "en" else "。"
+    sentences = text.replace("\n", _space(lang)).split(end)
+    half = end.join(sentences[: max(2, len(sentences) // 2)]) + end
+    kind = below(rng, 3)
+    if kind == 0:
+        return half[: len(half) - 4 - below(rng, 12)]
+    if kind == 1:
+        last = sentences[0] + end
+        return _space(lang).join([last] * (4 + below(rng, 3)))
+    return half + _space(lang) + pick(rng, RUDE[lang])
+
+
+def _fact_pair(rng: random.Random, lang: str):
+    fact = pick(rng, articles.FACTS[lang])
+    others = [
+        f for f in articles.FACTS[lang] if f.relation == fact.relation and f.value != fact.value
+    ]
+    wrong = answer(fact._replace(value=pick(rng, others).value))
+    good = answer(fact)
+    return pick(rng, training_questions(fact)), good, bad_answer(rng, lang, good, wrong)
+
+
+def _pair(kind: str, rng: random.Random, decks: QuestionDecks) -> dict:
+    lang = decks.lang
+    before: list[tuple[str, str]] = []
+    if kind == "fact":
+        question, good, bad = _fact_pair(rng, lang)
+    elif kind == "story":
+        tale = story(rng, lang)
+        question, good = story_request(rng, lang, tale), tale.text
+        bad = pick(rng, RUDE[lang]) if chance(rng, 0.2) else bad_story(rng, lang, good)
+    elif kind == "any":
+        question, good = decks.any()
+        bad = bad_answer(rng, lang, good, pick(rng, RUDE[lang]))
+    else:
+        *before, (question, good) = decks.fact_and_follow_ups(1 + below(rng, 2))
+        bad = bad_answer(rng, lang, good, pick(rng, RUDE[lang]))
+    return {
+        "chosen": messages([*before, (question, good)]),
+        "rejected": messages([*before, (question, bad)]),
+    }
+
+
+def preference_pairs(seed: int) -> list[dict]:
+    """Return the pairs of `dpo.jsonl` in their final order."""
+    result = []
+    for lang in ("en", "zh"):
+        rng = make_rng(seed, f"preferences {lang}")
+        decks = QuestionDecks(rng, lang)
+        for kind, counts in PAIR_COUNTS.items():
+            result += [_pair(kind, rng, decks) for _ in range(counts[lang])]
+    return shuffled(make_rng(seed, "order of preferences"), result)

@@ -1,0 +1,57 @@
+"""`PretrainDataset`: rows of raw text for next-token training."""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dataset.packing import TokenStream, num_rows, read_row, row_loss_tokens
+
+
+class PretrainDataset(Dataset):
+    """The rows of a stream of documents.
+
+    Item i is (X, Y, loss_mask), each [T]: int64 tokens, the int64 token after each, and float32 1
+    where that target counts. Every token of the stream counts in exactly one row. Item -1 is a
+    filler whose mask is all zero (`UpdateSampler` completes an epoch's last update with it).
+
+    Raises ValueError for a max_seq_len below 1.
+    """
+
+    def __init__(self, stream: TokenStream, max_seq_len: int) -> None:
+        if max_seq_len < 1:
+            raise ValueError(f"--max_seq_len: expected at least 1 token, got {max_seq_len}")
+        self.stream = stream
+        self.max_seq_len = max_seq_len
+        self.eos = stream.eos_id
+        self.num_tokens = stream.num_tokens  # targets in one epoch
+
+    def __len__(self) -> int:
+        return num_rows(self.num_tokens, self.max_seq_len)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if not -1 <= i < len(self):
+            raise IndexError(f"expected a row from -1 to {len(self) - 1}, got {i}")
+        return tuple(map(torch.from_numpy, read_row(self.stream, self.max_seq_len, i)))
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, ...]]:
+        """The items of a whole batch in one call, as PyTorch's loader asks for them."""
+        return [self[i] for i in indices]
+
+    def loss_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [len(rows)]: the number of targets that count in each row, 0 for row -1."""
+        return row_loss_tokens(self.num_tokens, self.max_seq_len, rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything the rows are made from: data, tokenizer, split and length."""
+        made_from = {
+            "data_sha256": [file.data_sha256 for file in self.stream.files],
+            "tokenizer": self.stream.files[0].tokenizer_fingerprint,
+            "file_tokens": [file.num_tokens for file in self.stream.files],
+            "spans": hashlib.sha256(self.stream.spans.astype("<i8").tobytes()).hexdigest(),
+            "max_seq_len": self.max_seq_len,
+        }
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,91 @@
+"""Mixture of experts: a router, E SwiGLU experts with stacked weights, the load-balancing loss.
+
+Shapes in this file:
+    N  tokens (B·T)      C  hidden_size      E  experts      k  experts per token
+    L  layers            I  moe_intermediate_size            M  token copies sent out (N·k)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import LMConfig
+
+
+class MoEFeedForward(nn.Module):
+    """Every token goes through its k most probable experts, weighted by the router's softmax.
+
+    The weights of all experts are one tensor per projection, so that a layer's experts run as three
+    grouped matrix products instead of a Python loop. On disk they are split per expert, as
+    transformers' Qwen3-MoE writes them (see hf_format.py).
+    """
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        C, E, I = config.hidden_size, config.num_experts, config.moe_intermediate_size
+        self.num_experts, self.k = E, config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        self.gate = nn.Linear(C, E, bias=False)  # the router; Qwen3-MoE calls it `gate`
+        self.gate_proj = nn.Parameter(torch.empty(E, I, C))
+        self.up_proj = nn.Parameter(torch.empty(E, I, C))
+        self.down_proj = nn.Parameter(torch.empty(E, C, I))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, T, C] → output [B, T, C] and the router's logits [N, E]."""
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])  # [N, C]
+        router_logits = self.gate(x)  # [N, E]
+        probs = router_logits.softmax(-1, dtype=torch.float32)
+        weights, experts = probs.topk(self.k, dim=-1)  # [N, k] each
+        if self.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)
+
+        # Sort the token copies by expert, so that each expert's tokens are one contiguous slice.
+        order = experts.flatten().argsort(stable=True)  # [M], indices of (token, choice) pairs
+        counts = F.one_hot(experts.flatten(), self.num_experts).sum(0)  # [E]
+        ends = counts.cumsum(0).to(torch.int32)  # [E], where each expert's slice ends
+        rows = x[order // self.k]  # [M, C]
+        hidden = F.silu(_grouped(rows, self.gate_proj, ends)) * _grouped(rows, self.up_proj, ends)
+        rows = _grouped(hidden, self.down_proj, ends)  # [M, C]
+        rows = rows * weights.flatten()[order, None].to(rows.dtype)
+        y = torch.zeros_like(x, dtype=rows.dtype).index_add(0, order // self.k, rows)  # [N, C]
+        return y.to(x.dtype).view(shape), router_logits
+
+
+def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """x [M, in] @ weight[e].T for the expert e that owns each slice of rows: → [M, out].
+
+    weight [E, out, in]; ends int32 [E] are the slices' ends.
+    """
+    if torch.is_autocast_enabled(x.device.type):  # grouped_mm is not on autocast's lists
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    if x.dtype == torch.bfloat16:
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    return _grouped_mm_uncompiled(x, weight.transpose(1, 2), ends)
+
+
+@torch.compiler.disable
+def _grouped_mm_uncompiled(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """The compiler knows grouped_mm in bfloat16 alone; other dtypes step out of the graph."""
+    return F.grouped_mm(x, weight, offs=ends)
+
+
+def load_balancing_loss(router_logits: Tensor, k: int, token_mask: Tensor | None = None) -> Tensor:
+    """E · Σₑ fₑ Pₑ (Switch Transformer, Fedus et al. 2021, eq. 4-6), as transformers pools it.
+
+    router_logits [L, N, E]; token_mask [B, T] (N = B·T), 0 = padding, left out. f is the share of
+    (token, choice) pairs sent to each expert times k, P the mean router probability, both over all
+    layers and tokens. Perfect balance gives k. Returns a float32 scalar; 0 if all is padding.
+    """
+    L, N, E = router_logits.shape
+    probs = router_logits.softmax(-1, dtype=torch.float32)  # [L, N, E]
+    chosen = F.one_hot(probs.topk(k, dim=-1).indices, E).sum(2).float()  # [L, N, E]
+    weight = torch.ones(N, device=probs.device) if token_mask is None else token_mask.flatten()
+    weight = weight.to(torch.float32)[None, :, None]  # [1, N, 1]
+    total = (L * weight.sum()).clamp(min=1)
+    f = (chosen * weight).sum((0, 1)) / total  # [E]
+    P = (probs * weight).sum((0, 1)) / total  # [E]
+    return E * (f * P).sum()

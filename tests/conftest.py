@@ -1,0 +1,47 @@
+"""Fixtures that several test files share."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Tests import the project from the repository root, wherever pytest is started.
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+# One repository of text is small: threads of the tokenizer would only warn about loader processes.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
+    "A small model learns to write small sentences about small things.",
+    "What is 12 + 30? It is 42. What is 7 * 8? It is 56.",
+    "从前有一只小猫，它喜欢在花园里看月亮。",
+    "今天天气很好，我们一起去公园散步，看见了很多花。",
+    "def add(a, b):\n    return a + b\n\n\nfor i in range(10):\n    print(add(i, i))\n",
+    "Once upon a time there was a little cat. The cat liked to look at the moon.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer of at most 512 entries, made by train_tokenizer.py."""
+    import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_tokenizer")
+    data = folder / "text.jsonl"
+    lines = [json.dumps({"text": sentence}, ensure_ascii=False) for sentence in SENTENCES * 3]
+    data.write_text("\n".join(lines), encoding="utf-8")
+    train_tokenizer.main(
+        ["--data_path", str(data), "--out_dir", str(folder / "tokenizer"), "--vocab_size", "512"]
+    )
+    return folder / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_tokenizer_dir: Path):
+    """The tokenizer of `tiny_tokenizer_dir`, loaded."""
+    from dataset.tokenizer import load_tokenizer
+
+    return load_tokenizer(tiny_tokenizer_dir)

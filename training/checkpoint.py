@@ -1,0 +1,157 @@
+"""Checkpoints: a folder `step-00001000` is complete as soon as it has that name.
+
+Everything is written to a temporary sibling, synced, described by manifest.json (sizes and SHA-256)
+and renamed. A checkpoint is a model folder that other tools open, plus two files for resuming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from model.hf_format import read_json, save_model
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def save_checkpoint(
+    out_dir: Path, model, optimizer, state: dict, tokenizer_files: list[Path], eos_token_id
+) -> Path:
+    """Write `out_dir/step-<state["step"]>` and return its path. Call on one rank only.
+
+    state: JSON values that resuming needs, "step" (optimizer steps done) among them.
+    """
+    folder = Path(out_dir) / f"step-{state['step']:08d}"
+    temporary = Path(out_dir) / f".tmp-{folder.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_model(model, temporary, eos_token_id)
+        for file in tokenizer_files:
+            shutil.copyfile(file, temporary / file.name)
+        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+        files = {f.name: _describe(f) for f in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if folder.exists():  # the same step again, after a resume from before it
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
+    """Put the optimizer's tensors back and return trainer_state.json; the model is loaded apart."""
+    tensors = load_file(folder / "optimizer.safetensors")
+    expected = {f"{name}.{key}" for name, _ in _trained(model) for key in _ADAMW_STATE}
+    if set(tensors) != expected:
+        some = sorted(set(tensors) ^ expected)[:3]
+        raise ValueError(f"{folder}: optimizer state does not fit the model: {', '.join(some)}")
+    for name, parameter in _trained(model):
+        # `step` lives where a fresh fused AdamW keeps it: beside the parameter
+        optimizer.state[parameter] = {
+            key: tensors[f"{name}.{key}"].to(parameter.device) for key in _ADAMW_STATE
+        }
+    return read_json(folder / "trainer_state.json")
+
+
+def step_folders(out_dir: str | Path) -> list[Path]:
+    """All `step-…` folders of a run, oldest first."""
+    found = []
+    if Path(out_dir).is_dir():
+        found = [p for p in Path(out_dir).iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(_STEP.fullmatch(p.name)[1]))
+
+
+def newest_checkpoint(out_dir: str | Path) -> Path | None:
+    """The newest checkpoint whose every byte is as written; damaged ones are reported, skipped."""
+    for folder in reversed(step_folders(out_dir)):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        print(f"warning: skipping damaged checkpoint {folder}: {problem}", file=sys.stderr)
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None if sizes and SHA-256 are as recorded."""
+    try:
+        files = read_json(folder / "manifest.json")["files"]
+        for name, recorded in files.items():
+            if name != Path(name).name:
+                return f"manifest.json names a file outside the folder: {name!r}"
+            if _describe(folder / name) != recorded:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+def model_folder(path: str | Path, flag: str) -> Path:
+    """A folder that holds a model: `path` itself, or the newest complete step of a run."""
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    if step_folders(path):
+        newest = newest_checkpoint(path)
+        if newest is not None:
+            return newest
+    raise ValueError(f"{flag} {path}: neither a model folder nor a run with a complete checkpoint")
+
+
+def remove_old_checkpoints(out_dir: str | Path, keep: int, best_step: int | None):
+    """Delete all but the newest `keep` checkpoints and the best one; a failure only warns."""
+    for folder in step_folders(out_dir)[: -max(keep, 1)]:
+        if best_step is None or int(_STEP.fullmatch(folder.name)[1]) != best_step:
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                print(f"warning: could not delete {folder}: {error}", file=sys.stderr)
+    for leftover in Path(out_dir).glob(".tmp-step-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+_ADAMW_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+
+def _trained(model: nn.Module):
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _optimizer_tensors(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, parameter in _trained(model):
+        state = optimizer.state[parameter]
+        for key in _ADAMW_STATE:
+            tensors[f"{name}.{key}"] = state[key].detach().cpu().contiguous()
+    return tensors
+
+
+def _describe(file: Path) -> dict:
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return {"size": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _sync(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

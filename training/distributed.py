@@ -1,0 +1,97 @@
+"""Process group, ranks, device, reductions. One process without torchrun is rank 0 of 1."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is and where it computes."""
+
+    rank: int  # among all processes
+    local_rank: int  # on this machine
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.world_size > 1
+
+
+def init_distributed(device: str = "auto") -> Ranks:
+    """Join the process group torchrun has prepared, if any (nccl on GPUs, gloo on CPUs).
+
+    device: "auto" takes this rank's GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1",
+    "mps" are taken at their word. Raises ValueError for a device that is not there.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = _device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        # Long, because the other ranks wait here while rank 0 tokenises; a rank that dies takes
+        # the run down through torchrun, not through this timeout.
+        timeout = timedelta(hours=24)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+    return Ranks(int(os.environ.get("RANK", "0")), local_rank, world_size, chosen)
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ValueError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are here")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: no such device here")
+    if device.type not in ("cpu", "mps"):
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+@contextmanager
+def local_main_first(ranks: Ranks):
+    """The body runs on each machine's first rank, then on its others: one builds, all reuse."""
+    if ranks.is_distributed and ranks.local_rank != 0:
+        dist.barrier()
+    yield
+    if ranks.is_distributed and ranks.local_rank == 0:
+        dist.barrier()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The element-wise sum over all processes, in place; the tensor itself with one process."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def barrier():
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def shutdown():
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,54 @@
+"""Held-out loss: nats per token and bits per byte over whole datasets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from training.distributed import Ranks, sum_over_ranks
+
+
+@torch.no_grad()
+def held_out_loss(
+    model, dataset: Dataset, batch_size: int, token_bytes: np.ndarray, ranks: Ranks, autocast
+) -> dict[str, float]:
+    """Loss over every target of `dataset`, the rows shared among the ranks.
+
+    dataset      items (X, Y, loss_mask), as PretrainDataset gives them
+    token_bytes  int32 [vocab], UTF-8 bytes each token stands for (0 for control tokens)
+    autocast     a context manager for the forward pass
+
+    Returns loss (nats per target), bits_per_byte (all nats / ln 2 / the bytes of all targets),
+    perplexity and tokens; the same on every rank. The model's train/eval mode is restored.
+    """
+    was_training = model.training
+    model.eval()
+    bytes_of = torch.from_numpy(token_bytes.astype(np.float64)).to(ranks.device)
+    # nats, targets and bytes: float64, since a float32 sum of millions loses whole tokens
+    totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    rows = range(ranks.rank, len(dataset), ranks.world_size)
+    batches = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    for X, Y, loss_mask in DataLoader(dataset, batch_sampler=batches):
+        # the last batch is filled up: a new shape would make the compiler start again
+        fill = batch_size - len(X)
+        X, Y, loss_mask = (F.pad(t, (0, 0, 0, fill)).to(ranks.device) for t in (X, Y, loss_mask))
+        with autocast:
+            logits, _ = model(X)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")
+        mask = loss_mask.flatten().double()
+        totals += torch.stack(
+            ((nats * mask).sum(), mask.sum(), (bytes_of[Y.flatten()] * mask).sum())
+        )
+    model.train(was_training)
+    nats, targets, num_bytes = sum_over_ranks(totals).tolist()
+    loss = nats / max(targets, 1)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700)),
+        "bits_per_byte": nats / math.log(2) / max(num_bytes, 1),
+        "tokens": int(targets),
+    }
