@@ -34,6 +34,9 @@ TAGS = ["<think>", "</think>"]
 TAGS += ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 RESERVED = [f"<|reserved_{i}|>" for i in range(16 - len(SPECIAL + TAGS))]
 CONTROL_TOKENS = SPECIAL + TAGS + RESERVED
+# Bytes of an entry: 5 Chinese characters or a long English word. Chinese has no spaces, so without
+# a limit the sentences that a corpus repeats would become entries.
+LONGEST_TOKEN = 16
 TEMPLATE = Path(__file__).parent / "model" / "tokenizer" / "chat_template.jinja"
 
 
@@ -120,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         vocab_size=args.vocab_size,
         min_frequency=args.min_frequency,
         special_tokens=CONTROL_TOKENS,
+        max_token_length=LONGEST_TOKEN,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )

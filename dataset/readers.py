@@ -11,6 +11,7 @@ The line of a record is its line in jsonl and txt, its row in csv (the header is
 import csv
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -59,9 +60,8 @@ class Problems:
         if self.count:
             records = "bad record" if self.count == 1 else "bad records"
             head = f"{self.count} {records}; fix the data or pass --on_bad_record skip"
-            if self.count > len(self.first):
-                head += f" (the first {len(self.first)}:)"
-            raise DataError("\n".join([head, *self.first]))
+            more = f". The first {len(self.first)}:" if self.count > len(self.first) else ":"
+            raise DataError("\n".join([head + more, *self.first]))
 
 
 Progress = Callable[[int], None]  # called with the number of bytes of the file read since last time
@@ -87,10 +87,10 @@ def read_records(
     """
     if on_bad_record not in ("stop", "skip"):
         raise ValueError(f"--on_bad_record: expected 'stop' or 'skip', got {on_bad_record!r}")
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    paths = [check_path(path, flag) for path in paths]
     if not paths:
         raise ValueError(f"{flag}: expected at least one data file, got none")
-    paths = [check_path(path, flag) for path in paths]
     problems = Problems() if problems is None else problems
     return _read_all(paths, on_bad_record, problems, progress, flag)
 
@@ -232,22 +232,19 @@ def _read_json_list(path: Path, stream: io.BufferedReader, problems: Problems) -
     data = stream.read()
     if not data.strip():
         return
-    # One mistake makes the whole list unreadable: that is an error whatever on_bad_record says.
+    # One mistake makes the whole list unreadable: an error, whatever on_bad_record says.
     hint = "name the file .jsonl if it has one object per line"
     try:
         items = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        got = f"the byte 0x{data[error.start]:02x}"
-        raise ValueError(f"{path}:{line}: expected UTF-8, got {got}") from None
+        place = f"{path}:{data.count(10, 0, error.start) + 1}"
+        raise ValueError(f"{place}: expected UTF-8, got {data[error.start]:#04x}") from None
     except json.JSONDecodeError as error:
         got = f"broken JSON ({error.msg} at column {error.colno})"
         place = f"{path}:{error.lineno}"
         raise ValueError(f"{place}: expected a JSON list, got {got}; {hint}") from None
-    except RecursionError:
-        raise ValueError(f"{path}: expected a JSON list, got JSON nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON list, got JSON with {error}") from None
+    except (RecursionError, ValueError) as error:  # too deep, or an integer of too many digits
+        raise ValueError(f"{path}: expected a JSON list that can be read, got: {error}") from None
     if not isinstance(items, list):
         raise ValueError(f"{path}: expected a JSON list, got {_kind(items)}; {hint}")
     suspicious = b"\\ud" in data or b"\\uD" in data
@@ -318,9 +315,7 @@ def _read_csv(path: Path, stream: io.BufferedReader, problems: Problems) -> Iter
         return
     if len(set(header)) < len(header):
         raise ValueError(f"{path}:1: expected different column names, got {header}")
-    number = 1
-    while True:
-        number += 1
+    for number in itertools.count(2):
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -353,26 +348,32 @@ def _read_parquet(path: Path, problems: Problems, progress: Progress | None) -> 
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             num_rows = max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=256):
-                for i in range(batch.num_rows):
+                for fields in _parquet_rows(batch):
                     row += 1
-                    try:
-                        fields = batch.slice(i, 1).to_pylist()[0]
-                    except UnicodeDecodeError as error:
-                        got = f"the byte 0x{error.object[error.start]:02x}"
+                    if isinstance(fields, UnicodeDecodeError):
+                        got = f"the byte 0x{fields.object[fields.start]:02x}"
                         problems.add(str(path), row, "UTF-8", got)
                     else:
                         yield Record(fields, str(path), row)
                 if progress is not None:
-                    progress(size * row // num_rows - reported)
-                    reported = size * row // num_rows
+                    progress((position := size * row // num_rows) - reported)
+                    reported = position
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: expected a complete parquet file, got: {reason}") from None
 
 
-def _is_good_object(
-    fields: object, suspicious: bool, name: str, number: int, problems: Problems
-) -> bool:
+def _parquet_rows(batch) -> list[dict | UnicodeDecodeError]:
+    """The rows of an Arrow batch; where one is not UTF-8, the error in its place."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [error]
+        return [row for i in range(batch.num_rows) for row in _parquet_rows(batch.slice(i, 1))]
+
+
+def _is_good_object(fields, suspicious: bool, name: str, number: int, problems: Problems) -> bool:
     if not isinstance(fields, dict):
         problems.add(name, number, "a JSON object", _kind(fields))
         return False
@@ -393,8 +394,6 @@ def _is_utf8(text: str) -> bool:
 
 def _kind(value: object) -> str:
     """What a JSON value is, for an error message."""
-    if value is None:
-        return "null"
     kinds = {bool: "true or false", str: "a string", list: "a list", dict: "an object"}
-    kinds.update({int: "a number", float: "a number"})
+    kinds |= {int: "a number", float: "a number", type(None): "null"}
     return kinds.get(type(value), f"a value of type {type(value).__name__}")

@@ -13,11 +13,12 @@ It is written under another name, synced and renamed, so a folder with a valid n
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -141,7 +142,7 @@ def cached_tokens(
     folder = cache_dir / key
     if folder.exists():
         try:
-            return _open_checked(folder, made_from)
+            return _report_skipped(_open_checked(folder, made_from), path)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             print(f"the token cache {folder} is damaged ({error}); making it anew", file=sys.stderr)
 
@@ -149,16 +150,23 @@ def cached_tokens(
     if show_progress is None:
         show_progress = sys.stderr.isatty()
     problems = Problems()
-    temporary = Path(tempfile.mkdtemp(prefix=f".making-{key}-", dir=cache_dir))
+    temporary = _new_name(cache_dir, f".making-{key}")
     try:
+        temporary.mkdir()
         _tokenise(path, tokenizer, temporary, made_from, problems, show_progress, flag)
         _put_in_place(temporary, folder, made_from)
+    except OSError as error:  # most likely a full disk, or no permission to write
+        raise ValueError(f"cannot make the token cache {folder} of {path}: {error}") from None
     finally:  # also after Ctrl-C; nothing is left of it when the renaming succeeded
         shutil.rmtree(temporary, ignore_errors=True)
-    if problems.count:
-        print(f"{path}: skipped {problems.count} bad records; the first:", file=sys.stderr)
-        print("\n".join(problems.first), file=sys.stderr)
-    return _open_checked(folder, made_from)
+    return _report_skipped(_open_checked(folder, made_from), path)
+
+
+def _report_skipped(file: TokenFile, path: Path) -> TokenFile:
+    if file.skipped_records:
+        print(f"{path}: skipped {file.skipped_records} bad records; the first:", file=sys.stderr)
+        print("\n".join(file.meta["first_problems"]), file=sys.stderr)
+    return file
 
 
 def _tokenise(
@@ -189,7 +197,7 @@ def _tokenise(
         thread = stack.enter_context(ThreadPoolExecutor(1))
         batches = _batches(path, made_from["on_bad_record"], problems, bar.update, flag)
         pending = None
-        for batch in _then_none(batches):
+        for batch in itertools.chain(batches, [None]):
             encoded = batch and thread.submit(tokenizer.encode_texts, batch)
             if pending is not None:
                 texts, result = pending
@@ -248,11 +256,6 @@ def _batches(
         yield batch
 
 
-def _then_none(batches: Iterator[list[str]]) -> Iterator[list[str] | None]:
-    yield from batches
-    yield None
-
-
 def _text_hash(raw_text: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(raw_text, digest_size=8).digest(), "little")
 
@@ -271,9 +274,9 @@ def _put_in_place(temporary: Path, folder: Path, made_from: dict) -> None:
             _open_checked(folder, made_from)
             return
         # What is there is damaged. It leaves its name in one step, then it is deleted.
-        grave = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))
+        grave = _new_name(folder.parent, ".damaged")
         with contextlib.suppress(FileNotFoundError):  # another process may have moved it
-            folder.rename(grave / "cache")
+            folder.rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
     raise ValueError(f"cannot replace the damaged token cache {folder}; delete it")
 
@@ -297,8 +300,8 @@ def _open_checked(folder: Path, made_from: dict) -> TokenFile:
             raise ValueError(f"{name}: expected {count * width} bytes, got {size}")
         if _sample_crc32(folder / name) != meta["files"][name]["sample_crc32"]:
             raise ValueError(f"{name}: its content is not what was written")
-    step = max(1, file.num_tokens // 4096)
-    largest = max(int(file.tokens[::step].max()), int(file.tokens[-1]))
+    starts = [(file.num_tokens - 1) * i // (SAMPLED_BLOCKS - 1) for i in range(SAMPLED_BLOCKS)]
+    largest = max(int(file.tokens[start : start + 1024].max()) for start in starts)
     if largest >= meta["vocab_size"]:
         raise ValueError(f"tokens.bin: expected ids below {meta['vocab_size']}, got {largest}")
     if int(file.document_ends[-1]) != file.num_tokens:
@@ -357,10 +360,16 @@ def _content_hash(path: Path, cache_dir: Path) -> str:
     if unchanged and time.time_ns() - max(identity[1:]) > 2_000_000_000:
         known[name] = {"identity": identity, "sha256": sha256}
         # Two processes at once may lose one entry: it costs one more reading, nothing else.
-        temporary = Path(tempfile.mkstemp(prefix=".content_hashes-", dir=cache_dir)[1])
-        _write_synced(temporary, json.dumps(known, indent=1))
-        temporary.replace(memory)
+        temporary = _new_name(cache_dir, ".content_hashes")
+        with contextlib.suppress(OSError):  # a cache that can only be read is as good
+            _write_synced(temporary, json.dumps(known, indent=1))
+            temporary.replace(memory)
     return sha256
+
+
+def _new_name(folder: Path, prefix: str) -> Path:
+    """A path nobody uses. Not tempfile's: what that makes only its owner may read for ever."""
+    return folder / f"{prefix}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _remove_old_leftovers(cache_dir: Path) -> None:
@@ -386,7 +395,5 @@ def _sync_folder(folder: Path) -> None:
     """Make the names in a folder as durable as the files; not possible on Windows, nor needed."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.fsync(descriptor)
+        os.close(descriptor)

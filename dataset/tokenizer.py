@@ -9,6 +9,7 @@ tokenizer that does not know them, and a control token is asked for by name, wit
 import codecs
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 END_OF_TEXT = "<|endoftext|>"
 
 # What a tokenizer folder may consist of; the first two must be there.
+CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
+    CONFIG_FILE,
+    CHAT_TEMPLATE_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -123,9 +126,20 @@ class Tokenizer:
         """A decoder to be fed ids as they are generated."""
         return StreamDecoder(self._bytes_of_id, self._control_ids if skip_control else frozenset())
 
-    def files(self) -> list[Path]:
-        """The files that make up the tokenizer, to be copied into a model folder."""
-        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+    def save(self, folder: Path, chat_template: bool = True) -> None:
+        """Copy the tokenizer's files into a model folder.
+
+        chat_template: False leaves the template out, which marks a base model: a folder is
+        chat-tuned when it has a chat template.
+        """
+        for name in TOKENIZER_FILES:
+            if (self.folder / name).is_file() and (chat_template or name != CHAT_TEMPLATE_FILE):
+                shutil.copyfile(self.folder / name, folder / name)
+        if not chat_template:
+            path = folder / CONFIG_FILE
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if config.pop("chat_template", None) is not None:
+                path.write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
 
 
 class StreamDecoder:

@@ -7,6 +7,7 @@ nested `rope_parameters`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 
 PRESETS: dict[str, dict] = {
@@ -90,27 +91,40 @@ class LMConfig:
                 _require(value >= 1, f.name, value, "at least 1")
             else:
                 ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-                _require(ok and value == value, f.name, value, "a number")
+                _require(ok and math.isfinite(value), f.name, value, "a number")
         H, A, KV = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         _require(A % KV == 0, "num_key_value_heads", KV, f"a divisor of num_attention_heads ({A})")
         _require(
             self.head_dim % 2 == 0, "head_dim", self.head_dim, "even (channels rotate in pairs)"
         )
-        _require(H * A * self.head_dim < 2**40, "hidden_size", H, "a size that fits a machine")
+        widths = {"vocab_size": 1, "intermediate_size": 1, "head_dim": A}
+        if self.use_moe:
+            widths |= {"moe_intermediate_size": self.num_experts}
+        for name, times in widths.items():  # torch counts elements in int64
+            value = getattr(self, name)
+            _require(H * value * times < 2**40, name, value, "a size that fits a machine")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         _require(self.rms_norm_eps > 0, "rms_norm_eps", self.rms_norm_eps, "positive")
-        _require(self.rope_theta > 0, "rope_theta", self.rope_theta, "positive")
+        _require(self.rope_theta > 1, "rope_theta", self.rope_theta, "greater than 1")
         _require(self.yarn_factor >= 1, "yarn_factor", self.yarn_factor, "at least 1")
+        for name in ("yarn_beta_fast", "yarn_beta_slow", "initializer_range"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         _require(
-            self.initializer_range > 0, "initializer_range", self.initializer_range, "positive"
+            self.yarn_attention_factor >= 0,
+            "yarn_attention_factor",
+            self.yarn_attention_factor,
+            "0 (automatic) or positive",
         )
         if self.use_moe:
             k, E = self.num_experts_per_tok, self.num_experts
             _require(k <= E, "num_experts_per_tok", k, f"at most num_experts ({E})")
+            for name in ("hidden_size", "moe_intermediate_size"):  # rows of 16 bytes in bfloat16
+                value = getattr(self, name)
+                _require(value % 8 == 0, name, value, "a multiple of 8 (grouped matrix products)")
             if k == 1 and self.norm_topk_prob:
                 raise ValueError(
-                    "norm_topk_prob with num_experts_per_tok = 1: the renormalised weight is always "
-                    "1, so the router would get no gradient from the language-model loss; "
+                    "norm_topk_prob with num_experts_per_tok = 1: the renormalised weight is "
+                    "always 1, so the router would get no gradient from the language-model loss; "
                     "drop norm_topk_prob or use 2 experts per token"
                 )
 
@@ -195,6 +209,8 @@ class LMConfig:
             "quantization_config": (None,),
             "decoder_sparse_step": (1,),
             "mlp_only_layers": ([], None),
+            "original_max_position_embeddings": (None,),  # belongs in rope_parameters
+            "partial_rotary_factor": (1, None),
         }
         for key, allowed in unsupported.items():
             if key in config and config[key] not in allowed:
@@ -202,15 +218,25 @@ class LMConfig:
                     f"{key} is {config[key]!r}; MiniMindLM computes {allowed[0]!r} only"
                 )
 
-        # where the file leaves head_dim out, transformers takes 128 (dense) or hidden / heads (MoE)
+        if set(config.get("layer_types") or ()) - {"full_attention"}:
+            raise ValueError("layer_types: MiniMindLM computes 'full_attention' only")
+
+        # what transformers takes where the file leaves these out; head_dim 0 is hidden / heads
         values = {"use_moe": kind == "qwen3_moe", "head_dim": 128 if kind == "qwen3" else 0}
+        values |= {"tie_word_embeddings": False, "rope_theta": 10000.0}
+        if values["use_moe"]:
+            values["router_aux_loss_coef"] = 0.001
         if "num_local_experts" in config:  # the name transformers 5 gives num_experts
             config = config | {"num_experts": config["num_local_experts"]}
         for name in _DENSE_FIELDS + (_MOE_FIELDS if values["use_moe"] else ()):
             if config.get(name) is not None:
                 values[name] = config[name]
-        rope = {"rope_theta": config.get("rope_theta")}
-        rope |= config.get("rope_parameters") or config.get("rope_scaling") or {}
+            elif name in _REQUIRED_FIELDS:
+                raise ValueError(f"{name} is missing; expected a whole number")
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope_parameters is {rope!r}; expected an object")
+        rope = {"rope_theta": config.get("rope_theta")} | rope
         if rope.get("rope_theta") is not None:
             values["rope_theta"] = float(rope["rope_theta"])
         rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -220,11 +246,17 @@ class LMConfig:
                     raise ValueError(f"rope_parameters.{key} is not supported")
             if rope.get("truncate", True) is not True:
                 raise ValueError("rope_parameters.truncate: only true is supported")
+            if rope.get("partial_rotary_factor", 1) != 1:
+                raise ValueError("rope_parameters.partial_rotary_factor: only 1 is supported")
+            if rope.get("factor") is None:
+                raise ValueError("rope_parameters.factor is missing; expected a number")
+            if rope["factor"] == 1 and rope.get("attention_factor") not in (None, 1):
+                raise ValueError("rope_parameters.attention_factor: not supported with factor 1")
             values |= {
                 "yarn_factor": float(rope["factor"]),
                 "yarn_original_length": int(
                     rope.get("original_max_position_embeddings")
-                    or config.get("max_position_embeddings", 0)
+                    or config.get("max_position_embeddings", cls.max_position_embeddings)
                 ),
                 "yarn_beta_fast": float(rope.get("beta_fast") or 32),
                 "yarn_beta_slow": float(rope.get("beta_slow") or 1),
@@ -253,6 +285,18 @@ _DENSE_FIELDS = (
     "tie_word_embeddings",
     "initializer_range",
     "dropout",
+)
+# Without these there is no network to speak of: transformers would take those of its largest model.
+_REQUIRED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
 )
 _MOE_FIELDS = (
     "num_experts",

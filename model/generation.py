@@ -43,20 +43,20 @@ class LayerCache:
         return keys[:, :, :end], values[:, :, :end]
 
 
-def sample(
+def filter_logits(
     logits: Tensor,
     seen: Tensor,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The next token of every row: int64 [B] from logits [B, V].
+    """Logits float32 [B, V] of the distribution to draw from, -inf where a token is ruled out.
 
+    logits              [B, V], the model's
     seen                int64 [B, S], the tokens so far, for the repetition penalty (Keskar et al.
                         2019): their positive logits are divided by it, negative ones multiplied
-    temperature         divides the logits; 0 takes the most probable token
+    temperature         divides the logits; 0 leaves them as they are, for the most probable token
     top_k               only the k most probable tokens; 0 is no limit
     top_p               only the smallest set of tokens whose probability reaches p (Holtzman 2019)
 
@@ -68,7 +68,7 @@ def sample(
         scores = torch.where(scores < 0, scores * repetition_penalty, scores / repetition_penalty)
         logits = logits.scatter(1, seen, scores)
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits
     logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         smallest_kept = logits.topk(top_k).values[:, -1:]
@@ -79,6 +79,23 @@ def sample(
         dropped = probs.cumsum(-1) - probs >= top_p  # what stands before already reaches p
         dropped[:, 0] = False
         logits = logits.scatter(1, index, ordered.masked_fill(dropped, -torch.inf))
+    return logits
+
+
+def sample(
+    logits: Tensor,
+    seen: Tensor,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    **filters,
+) -> Tensor:
+    """The next token of every row: int64 [B] from logits [B, V]; temperature 0 takes the best.
+
+    seen int64 [B, S] and filters (top_k, top_p, repetition_penalty) as in `filter_logits`.
+    """
+    logits = filter_logits(logits, seen, temperature, **filters)
+    if temperature == 0:
+        return logits.argmax(-1)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 

@@ -43,25 +43,33 @@ def load_config(folder: str | Path) -> LMConfig:
     config = read_json(path)
     try:
         return LMConfig.from_hf_dict(config)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def load_model(
-    folder: str | Path, device: str | torch.device = "cpu", dtype=torch.float32, **changes
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: LMConfig | None = None,
 ) -> MiniMindLM:
     """Open a Qwen3 or Qwen3-MoE folder, ours or anyone's, single-file or sharded.
 
-    changes: LMConfig fields that do not alter the weights, to override (dropout, yarn_factor, ...).
+    config: in place of the folder's own, to change what the weights do not decide (dropout, YaRN).
     Names, shapes and dtypes are checked against the config before memory is taken. Raises
     ValueError with the path and what does not fit.
     """
     folder = Path(folder)
-    config = load_config(folder).with_changes(**changes)
+    config = config or load_config(folder)
     where = _tensor_files(folder)
     if config.num_hidden_layers > len(where):
         raise ValueError(
             f"{folder}: config.json asks for {config.num_hidden_layers} layers, "
+            f"the weights hold {len(where)} tensors"
+        )
+    if config.use_moe and config.num_experts > len(where):
+        raise ValueError(
+            f"{folder}: config.json asks for {config.num_experts} experts, "
             f"the weights hold {len(where)} tensors"
         )
     with torch.device("meta"):
@@ -74,7 +82,16 @@ def load_model(
         with safe_open(file, framework="pt") as f:
             for name in expected:
                 if where[name] == file:
-                    tensors[name] = f.get_tensor(name).to(device=device, dtype=dtype)
+                    tensor = f.get_tensor(name)  # a view of the file: copy before it changes
+                    tensors[name] = tensor.to(device=device, dtype=dtype, copy=True)
+    if config.tie_word_embeddings and "lm_head.weight" in where:
+        with safe_open(where["lm_head.weight"], framework="pt") as f:
+            head = f.get_tensor("lm_head.weight").to(device=device, dtype=dtype)
+        if not torch.equal(head, tensors["model.embed_tokens.weight"]):
+            raise ValueError(
+                f"{folder}: config.json ties lm_head.weight to the embedding, but the weights hold "
+                "another one; set tie_word_embeddings to false there"
+            )
     state = _from_disk(tensors, config)
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

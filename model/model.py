@@ -65,19 +65,28 @@ def rotary_frequencies(config: LMConfig) -> tuple[Tensor, float]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + D/2) of x [B, heads, T, D] by the angles of cos, sin [B|1, 1, T, D]."""
+    """Turn channel pairs (i, i + D/2) of x [B, heads, T, D] by angles: cos, sin [B|1, 1, T, D]."""
     first, second = x.chunk(2, dim=-1)  # [B, heads, T, D/2] each
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def document_starts(document_ids: Tensor) -> Tensor:
+    """True at the first token of every document: bool [B, T] from ids [B, T].
+
+    A document is a run of equal ids: [7, 7, 7, 9, 9] gives [True, False, False, True, False].
+    """
+    is_start = torch.ones_like(document_ids, dtype=torch.bool)
+    is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return is_start
 
 
 def document_positions(document_ids: Tensor) -> Tensor:
     """Position of every token within its own document: int64 [B, T] from ids [B, T].
 
-    A document is a run of equal ids: [7, 7, 7, 9, 9] gives [0, 1, 2, 0, 1].
+    [7, 7, 7, 9, 9] gives [0, 1, 2, 0, 1].
     """
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    is_start = torch.ones_like(document_ids, dtype=torch.bool)
-    is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    is_start = document_starts(document_ids)
     return index - torch.where(is_start, index, 0).cummax(dim=1).values
 
 
@@ -100,13 +109,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x [B, T, C] → [B, T, C]. mask: bool [B|1, 1, T, S], True = may look; None = causal."""
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(
-            1, 2
-        )  # [B, A, T, D]
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(
-            1, 2
-        )  # [B, K, T, D]
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, D]
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))  # [B, T, A, D]
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))  # [B, T, K, D]
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # [B, T, K, D]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # [B, K, S, D]
@@ -209,7 +215,7 @@ class MiniMindLM(nn.Module):
         Returns logits [B, T, V] ([B, 1, V] with last_only) and aux_loss, a float32 scalar:
         router_aux_loss_coef · load-balancing loss with experts, 0 without.
         """
-        B, T = input_ids.shape
+        T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
         if document_ids is None:
             positions = torch.arange(past, past + T, device=input_ids.device)[None]  # [1, T]
@@ -242,7 +248,8 @@ class MiniMindLM(nn.Module):
     def _attention_mask(document_ids, past: int, T: int, device) -> Tensor | None:
         """bool [B|1, 1, T, S], True = may look; None where plain causal attention is meant."""
         if document_ids is not None:
-            same = document_ids[:, None, :, None] == document_ids[:, None, None, :]  # [B, 1, T, T]
+            run = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
+            same = run[:, None, :, None] == run[:, None, None, :]  # [B, 1, T, T]
             return same & torch.ones(T, T, dtype=torch.bool, device=device).tril()
         if past == 0 or T == 1:
             return None

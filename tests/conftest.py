@@ -10,7 +10,7 @@ import pytest
 # Tests import the project from the repository root, wherever pytest is started.
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-# One repository of text is small: threads of the tokenizer would only warn about loader processes.
+# Texts in tests are small, and after using threads the tokenizer warns about forked processes.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SENTENCES = [
@@ -20,6 +20,8 @@ SENTENCES = [
     "从前有一只小猫，它喜欢在花园里看月亮。",
     "今天天气很好，我们一起去公园散步，看见了很多花。",
     "def add(a, b):\n    return a + b\n\n\nfor i in range(10):\n    print(add(i, i))\n",
+    "小狗说：“你好，我叫豆豆。”小猫说：“你好，我们做朋友吧！”",
+    "Rain falls in spring; summer is warm, autumn is golden and winter brings snow.",
     "Once upon a time there was a little cat. The cat liked to look at the moon.",
 ]
 

@@ -174,7 +174,7 @@ def test_ids_outside_the_vocabulary_are_noticed(data, tmp_path, tiny_tokenizer, 
 
 def test_checked_blocks_reach_from_the_first_byte_to_the_last(tmp_path):
     """Every byte of a small file and both ends of a large one are part of the checksum."""
-    for size, positions in ((5000, range(0, 5000, 7)), (10_000_000, (0, 4095, -4096, -1))):
+    for size, positions in ((5000, range(0, 5000, 99)), (10_000_000, (0, 4095, -4096, -1))):
         path = tmp_path / "x.bin"
         path.write_bytes(bytes(size))
         before = token_cache._sample_crc32(path)
@@ -200,6 +200,8 @@ def test_bad_records_leave_no_cache(data, tmp_path, tiny_tokenizer, capsys):
     file = cached_tokens(data, tiny_tokenizer, tmp_path / "cache", on_bad_record="skip")
     assert file.num_documents == len(TEXTS) + 1 and file.skipped_records == 2
     assert "skipped 2 bad records" in capsys.readouterr().err
+    cached_tokens(data, tiny_tokenizer, tmp_path / "cache", on_bad_record="skip")
+    assert "skipped 2 bad records" in capsys.readouterr().err  # also when nothing is read again
     with pytest.raises(DataError):
         cached_tokens(data, tiny_tokenizer, tmp_path / "cache")
 
@@ -247,11 +249,31 @@ def test_data_that_changes_meanwhile_is_an_error(data, tmp_path, tiny_tokenizer,
     assert leftovers(tmp_path / "cache") == []
 
 
-def test_an_unusable_cache_folder_is_one_line(data, tmp_path, tiny_tokenizer):
-    """A cache_dir that is a file is a ValueError naming it."""
+def test_an_unusable_cache_folder_is_one_line(data, tmp_path, tiny_tokenizer, monkeypatch):
+    """A cache_dir that is a file, or a disk that is full, is a ValueError naming the folder."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot use the token cache"):
         cached_tokens(data, tiny_tokenizer, tmp_path / "file")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"cannot make the token cache .*No space left"):
+        cached_tokens(data, tiny_tokenizer, tmp_path / "cache")
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_a_cache_that_can_only_be_read_is_used(data, tmp_path, tiny_tokenizer, monkeypatch):
+    """Where nothing can be written, a complete cache still serves."""
+    first = cached_tokens(data, tiny_tokenizer, tmp_path / "cache")
+    monkeypatch.setattr(time, "time_ns", lambda: 10**19)  # the hash would be remembered
+
+    def denied(file, text):
+        raise PermissionError(f"cannot write {file}")
+
+    monkeypatch.setattr(token_cache, "_write_synced", denied)
+    assert cached_tokens(data, tiny_tokenizer, tmp_path / "cache").folder == first.folder
 
 
 def test_old_leftovers_are_deleted_and_fresh_ones_are_not(data, tmp_path, tiny_tokenizer):

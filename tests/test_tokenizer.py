@@ -210,7 +210,7 @@ def test_a_missing_or_broken_folder_is_one_line(tiny_tokenizer_dir, tmp_path):
 
 
 def test_files_and_template(tiny_tokenizer_dir, tmp_path):
-    """files() lists what belongs to the tokenizer; the template file goes before the config's."""
+    """save() copies what belongs to the tokenizer and can leave the chat template out."""
     folder = rewritten(tiny_tokenizer_dir, tmp_path, lambda spec: None)
     assert load_tokenizer(folder).chat_template is None
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -221,11 +221,16 @@ def test_files_and_template(tiny_tokenizer_dir, tmp_path):
     (folder / "model.safetensors").write_text("not the tokenizer's")
     tokenizer = load_tokenizer(folder)
     assert tokenizer.chat_template == "in file"
-    assert [file.name for file in tokenizer.files()] == [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ]
+    for chat_template in (True, False):
+        copy = tmp_path / f"copy_{chat_template}"
+        copy.mkdir()
+        tokenizer.save(copy, chat_template=chat_template)
+        names = {"tokenizer.json", "tokenizer_config.json"}
+        names |= {"chat_template.jinja"} if chat_template else set()
+        assert {file.name for file in copy.iterdir()} == names
+        reopened = load_tokenizer(copy)
+        assert reopened.chat_template == ("in file" if chat_template else None)
+        assert reopened.fingerprint == tokenizer.fingerprint
 
 
 def test_loading_needs_neither_torch_nor_transformers():

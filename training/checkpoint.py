@@ -12,23 +12,31 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from model.hf_format import read_json, save_model
+from model.hf_format import load_config, read_json, save_model
 
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 def save_checkpoint(
-    out_dir: Path, model, optimizer, state: dict, tokenizer_files: list[Path], eos_token_id
+    out_dir: Path,
+    model,
+    optimizer,
+    state: dict,
+    save_tokenizer: Callable[[Path], None],
+    eos_token_id,
 ) -> Path:
     """Write `out_dir/step-<state["step"]>` and return its path. Call on one rank only.
 
-    state: JSON values that resuming needs, "step" (optimizer steps done) among them.
+    state           JSON values that resuming needs, "step" (optimizer steps done) among them
+    save_tokenizer  writes the tokenizer's files into a folder
+    eos_token_id    the token, or tokens, at which generation stops
     """
     folder = Path(out_dir) / f"step-{state['step']:08d}"
     temporary = Path(out_dir) / f".tmp-{folder.name}-{os.getpid()}"
@@ -36,8 +44,7 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     try:
         save_model(model, temporary, eos_token_id)
-        for file in tokenizer_files:
-            shutil.copyfile(file, temporary / file.name)
+        save_tokenizer(temporary)
         save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
         (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
         files = {f.name: _describe(f) for f in sorted(temporary.iterdir())}
@@ -52,6 +59,74 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
+
+
+def find_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
+    """The checkpoint that --resume means, or None to start anew. Deletes nothing.
+
+    Raises ValueError where starting anew would run over an earlier run's checkpoints.
+    """
+    if resume == "auto":
+        newest = newest_checkpoint(out_dir)
+        if newest is None and step_folders(out_dir):
+            raise ValueError(
+                f"--out_dir {out_dir}: every checkpoint there is damaged; choose another --out_dir, "
+                "or --resume never --overwrite"
+            )
+        return newest
+    if resume == "never":
+        if step_folders(out_dir) and not overwrite:
+            raise ValueError(
+                f"--resume never: {out_dir} holds checkpoints of an earlier run; "
+                "choose another --out_dir or add --overwrite"
+            )
+        return None
+    folder = Path(resume)
+    if not (folder / "manifest.json").is_file():
+        folder = newest_checkpoint(folder)
+    if folder is None:
+        raise ValueError(f"--resume {resume}: no complete checkpoint there")
+    if problem := damage(folder):
+        raise ValueError(f"--resume {folder}: {problem}")
+    return folder
+
+
+def check_same_run(folder: Path, model_config, run: dict, allow_changed_data: bool):
+    """Refuse to go on from a checkpoint of another model, data, order or batch.
+
+    run: {"data_fingerprint", "rows_per_update", "seed", ...} of the run about to start.
+    """
+    saved = load_config(folder)
+    for name, value in model_config.to_dict().items():
+        have = getattr(saved, name)
+        if have != value:
+            raise ValueError(
+                f"--resume: {folder} was trained with {name} {have}, this run asks for {value}; "
+                "give the same flags, or another --out_dir"
+            )
+    state = read_json(folder / "trainer_state.json")
+    for name, value in run.items():
+        if state.get(name) == value:
+            continue
+        if name == "data_fingerprint":
+            if not allow_changed_data:
+                raise ValueError(
+                    f"--resume: the data (files, tokenizer, held-out split or --max_seq_len) is not "
+                    f"what {folder} was trained on; give the same data, another --out_dir, or "
+                    "--resume_on_changed_data"
+                )
+        else:
+            raise ValueError(
+                f"--resume: {folder} was trained with {name} {state.get(name)}, this run has {value}"
+            )
+
+
+def clear_run(out_dir: Path):
+    """Delete an earlier run's checkpoints and metrics (--resume never --overwrite)."""
+    for folder in step_folders(out_dir):
+        shutil.rmtree(folder)
+    for name in ("metrics.jsonl", "loss.png", "wandb_id.txt"):
+        (Path(out_dir) / name).unlink(missing_ok=True)
 
 
 def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:

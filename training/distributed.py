@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -83,6 +84,14 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def seed_update(seed: int, step: int, rank: int):
+    """Seed the generator that dropout draws from, as a pure function of the update.
+
+    So a resumed run draws what an uninterrupted one would have, with no generator state to save.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
 
 
 def barrier():

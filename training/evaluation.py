@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from model.generation import generate
 from training.distributed import Ranks, sum_over_ranks
 
 
@@ -52,3 +53,16 @@ def held_out_loss(
         "bits_per_byte": nats / math.log(2) / max(num_bytes, 1),
         "tokens": int(targets),
     }
+
+
+def continue_text(model, tokenizer, prompt: list[int], max_new_tokens: int, seed: int) -> str:
+    """The prompt and what the model makes of it (temperature 0.8, top_p 0.9), as one line."""
+    was_training = model.training
+    model.eval()
+    stream = generate(
+        model, prompt, max_new_tokens, {tokenizer.eos_id}, seed, temperature=0.8, top_p=0.9
+    )
+    ids = list(stream)
+    model.train(was_training)
+    text = f"{tokenizer.decode(prompt, skip_control=True)} ⟶ {tokenizer.decode(ids, True)}"
+    return " ".join(text.split())

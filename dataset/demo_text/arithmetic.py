@@ -215,8 +215,9 @@ def lesson(rng: random.Random, deck: Deck, lang: str) -> str:
         asker, pupil = children_en(rng, 2)
         lines = [f"{asker.name} and {pupil.name} were playing school."]
         for q in hand:
-            said, verb = pick(rng, ("asked", "said")), pick(rng, ("said", "answered"))
+            verb = pick(rng, ("said", "answered"))
             question = pick(rng, training_questions(q, lang))
+            said = "asked" if question.endswith("?") else "said"
             lines.append(f'{asker.name} {said}, "{question}" {pupil.name} {verb}, "{q.equation}."')
         praise = pick(rng, ("Very good", "All of them are right", "You are good with numbers"))
         lines.append(f'"{praise}," said {asker.name}.')
@@ -226,7 +227,8 @@ def lesson(rng: random.Random, deck: Deck, lang: str) -> str:
     for q in hand:
         question = pick(rng, training_questions(q, lang))
         verb = pick(rng, ("说", "回答"))
-        lines.append(f"{asker.name}问：“{question}”{pupil.name}{verb}：“{q.equation}。”")
+        asked = "问" if question.endswith("？") else "说"
+        lines.append(f"{asker.name}{asked}：“{question}”{pupil.name}{verb}：“{q.equation}。”")
     lines.append(f"“全都对了！”{asker.name}说。")
     return "".join(lines)
 

@@ -84,7 +84,8 @@ def quiz(rng: random.Random, decks: FactDecks) -> str:
         for fact in hand:
             verb = pick(rng, ("说", "回答"))
             question = pick(rng, training_questions(fact))
-            lines.append(f"{asker.name}问：“{question}”{other.name}{verb}：“{answer(fact)}”")
+            asked = "问" if question.endswith("？") else "说"
+            lines.append(f"{asker.name}{asked}：“{question}”{other.name}{verb}：“{answer(fact)}”")
         lines.append(pick(rng, (f"“全对！”{asker.name}说。", f"{other.name}都答对了。")))
         return "".join(lines)
     asker, other = children(rng, 2)
@@ -101,7 +102,8 @@ def quiz(rng: random.Random, decks: FactDecks) -> str:
     for fact in hand:
         verb = pick(rng, ("said", "answered"))
         question = pick(rng, training_questions(fact))
-        lines.append(f'{asker.name} asked, "{question}" {other.name} {verb}, "{answer(fact)}"')
+        asked = "asked" if question.endswith("?") else "said"
+        lines.append(f'{asker.name} {asked}, "{question}" {other.name} {verb}, "{answer(fact)}"')
     lines.append(pick(rng, (f'"All right!" said {asker.name}.', f"{other.name} knew them all.")))
     return " ".join(lines)
 
@@ -133,9 +135,5 @@ def notes(rng: random.Random, decks: FactDecks) -> str:
     return " ".join([opening] + [pick(rng, statements(fact)) for fact in hand])
 
 
+# The forms of article, in the order in which they take turns.
 FORMS = (relation_page, relation_page, quiz, notes, subject_page)
-
-
-def article(rng: random.Random, decks: FactDecks, index: int) -> str:
-    """Return the index-th article; the forms take turns."""
-    return FORMS[index % len(FORMS)](rng, decks)

@@ -134,7 +134,8 @@ def quiz(rng: random.Random, deck: Deck) -> str:
     lines = [f"{asker.name} and {other.name} were comparing things."]
     for pair in deck.deal_several(4):
         question, reply = pick(rng, training_pairs(pair, "en"))
-        lines.append(f'{asker.name} asked, "{question}" {other.name} said, "{reply}"')
+        asked = "asked" if question.endswith("?") else "said"
+        lines.append(f'{asker.name} {asked}, "{question}" {other.name} said, "{reply}"')
     return " ".join(lines)
 
 

@@ -266,7 +266,7 @@ RELATIONS = (
         "We learn about the world with our senses.",
         """We {s} with {v}.
         We use {v} to {s}.
-        People {s} with {v}.
+        We can {s} with {v}.
         With {v} we can {s}.""",
         """What do we {s} with?
         Which part of the body do we {s} with?

@@ -62,10 +62,9 @@ def bad_story(rng: random.Random, lang: str, text: str) -> str:
     half = end.join(sentences[: max(2, len(sentences) // 2)]) + end
     kind = below(rng, 3)
     if kind == 0:
-        return half[: len(half) - 4 - below(rng, 12)]
+        return half[: len(half) - 4 - below(rng, 12)].rstrip()
     if kind == 1:
-        last = sentences[0] + end
-        return _space(lang).join([last] * (4 + below(rng, 3)))
+        return _space(lang).join([sentences[0] + end] * (4 + below(rng, 3)))
     return half + _space(lang) + pick(rng, RUDE[lang])
 
 

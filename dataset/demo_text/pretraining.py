@@ -1,5 +1,8 @@
 """The documents of `pretrain.jsonl`: how many of each kind, shuffled, none of them twice."""
 
+import random
+from collections.abc import Iterator
+
 from dataset.demo_text import (
     arithmetic,
     articles,
@@ -23,68 +26,85 @@ PLOTS = {
     "zh": stories_zh_home.PLOTS + stories_zh_outdoors.PLOTS + stories_zh_animals.PLOTS,
 }
 
-# Documents of each kind. Stories are most of the text; the others repeat a small world of facts
-# often enough (forty times and more) for a model of five million parameters to learn it.
-STORIES = {"en": 4250, "zh": 1700}
-ARTICLES = {"en": 1500, "zh": 800}
-SUMS = {"en": 1000, "zh": 600}
-COMPARISONS = {"en": 400, "zh": 300}
-COUNTING = {"en": 100, "zh": 80}
-DIALOGUES = {"en": 200, "zh": 150}
 
-
-def story(rng, lang: str):
+def story(rng: random.Random, lang: str):
     """Return one story (a `Story`) of a random plot."""
     return pick(rng, PLOTS[lang])(rng)
+
+
+# Each of the following yields documents of one kind without end.
+
+
+def stories(rng: random.Random, lang: str) -> Iterator[str]:
+    while True:
+        yield story(rng, lang).text
+
+
+def fact_pages(rng: random.Random, lang: str) -> Iterator[str]:
+    decks = articles.FactDecks(rng, lang)
+    while True:
+        for form in articles.FORMS:
+            yield form(rng, decks)
+
+
+def number_pages(rng: random.Random, lang: str) -> Iterator[str]:
+    equations = Deck(rng, arithmetic.EQUATIONS)
+    to_tell = Deck(rng, [q for q in arithmetic.EQUATIONS if q.op != "×"])
+    while True:
+        yield arithmetic.page(rng, equations, lang)
+        yield arithmetic.page(rng, equations, lang)
+        yield arithmetic.lesson(rng, equations, lang)
+        yield arithmetic.problems(rng, to_tell, lang)
+
+
+def comparisons(rng: random.Random, lang: str) -> Iterator[str]:
+    pairs = Deck(rng, comparing.PAIRS)
+    while True:
+        yield comparing.page(rng, pairs, lang)
+        yield comparing.page(rng, pairs, lang)
+        if lang == "en":
+            yield comparing.quiz(rng, pairs)
+
+
+def counting(rng: random.Random, lang: str) -> Iterator[str]:
+    counts = Deck(rng, comparing.COUNTS)
+    while True:
+        yield comparing.counting(rng, counts, lang)
+
+
+def everyday(rng: random.Random, lang: str) -> Iterator[str]:
+    while True:
+        yield dialogues.dialogue(rng, lang)
+
+
+# How many documents of each kind. Stories are most of the text; the others repeat a small world of
+# facts often enough (about fifty times each) for a model of five million parameters to learn it.
+KINDS = (
+    (stories, {"en": 4250, "zh": 1700}),
+    (fact_pages, {"en": 1500, "zh": 880}),
+    (number_pages, {"en": 1000, "zh": 600}),
+    (comparisons, {"en": 400, "zh": 300}),
+    (counting, {"en": 100, "zh": 80}),
+    (everyday, {"en": 200, "zh": 150}),
+)
 
 
 def pretraining_texts(seed: int) -> list[str]:
     """Return the documents of `pretrain.jsonl` in their final order."""
     texts: list[str] = []
-    for lang in ("en", "zh"):
-        rng = make_rng(seed, f"stories {lang}")
-        texts += _different(STORIES[lang], lambda i, r=rng, g=lang: story(r, g).text)
-
-        rng = make_rng(seed, f"articles {lang}")
-        decks = articles.FactDecks(rng, lang)
-        texts += _different(ARTICLES[lang], lambda i, r=rng, d=decks: articles.article(r, d, i))
-
-        rng = make_rng(seed, f"sums {lang}")
-        equations = Deck(rng, arithmetic.EQUATIONS)
-        to_tell = Deck(rng, [q for q in arithmetic.EQUATIONS if q.op != "×"])
-
-        def sums(i: int, r=rng, d=equations, t=to_tell, g=lang) -> str:
-            if i % 4 == 3:
-                return arithmetic.problems(r, t, g)
-            return (arithmetic.lesson if i % 4 == 2 else arithmetic.page)(r, d, g)
-
-        texts += _different(SUMS[lang], sums)
-
-        rng = make_rng(seed, f"comparisons {lang}")
-        pairs = Deck(rng, comparing.PAIRS)
-
-        def compare(i: int, r=rng, d=pairs, g=lang) -> str:
-            return comparing.quiz(r, d) if g == "en" and i % 3 == 2 else comparing.page(r, d, g)
-
-        texts += _different(COMPARISONS[lang], compare)
-
-        rng = make_rng(seed, f"counting {lang}")
-        counts = Deck(rng, comparing.COUNTS)
-        texts += _different(
-            COUNTING[lang], lambda i, r=rng, d=counts, g=lang: comparing.counting(r, d, g)
-        )
-
-        rng = make_rng(seed, f"dialogues {lang}")
-        texts += _different(DIALOGUES[lang], lambda i, r=rng, g=lang: dialogues.dialogue(r, g))
+    for kind, counts in KINDS:
+        for lang, count in counts.items():
+            rng = make_rng(seed, f"{kind.__name__} {lang}")
+            texts += _different(kind(rng, lang), count)
     return shuffled(make_rng(seed, "order of documents"), texts)
 
 
-def _different(count: int, make) -> list[str]:
-    """Return `count` different texts; `make(i)` is called again when it repeats itself."""
-    texts: dict[str, None] = {}
-    attempts = 0
-    while len(texts) < count:
-        assert attempts < 20 * count, "the templates are too few for so many different texts"
-        texts[make(attempts)] = None
-        attempts += 1
-    return list(texts)
+def _different(documents: Iterator[str], count: int) -> list[str]:
+    """Return the first `count` different documents."""
+    found: dict[str, None] = {}
+    for drawn, text in enumerate(documents):
+        assert drawn < 20 * count, "the templates are too few for so many different documents"
+        found[text] = None
+        if len(found) == count:
+            break
+    return list(found)

@@ -160,7 +160,9 @@ def loud_party(rng: random.Random) -> Story:
     sound = pick(rng, ("sing", "play the drum", "play the flute", "play the trumpet"))
     if chance(rng, 0.5):
         first_words = f'"Be quiet!" shouted {friend.name}, and {friend.he} shut the window.'
-        later_words = f'"I am sorry that I shouted," {friend.he} said. "I like your music by day."'
+        later_words = (
+            f'"I am sorry that I shouted," {friend.he} said. "I like your music in the day."'
+        )
     else:
         first_words = f'"Please stop. I am so tired," said {friend.name}.'
         later_words = f'"I like your music," {friend.he} said, "but I need to sleep at night."'
@@ -172,7 +174,7 @@ def loud_party(rng: random.Random) -> Story:
         - {hero.He} loved it so much that {hero.he} did it at night too.
         | One night, {hero.he} could not sleep, so {hero.he} began to {sound}.
         - {friend.name} the {friend.kind} lived next door and could not sleep.
-        | In the next tree, {friend.name} the {friend.kind} woke up.
+        | In the next house, {friend.name} the {friend.kind} woke up.
         - {first_words}
         - {hero.name} was hurt. "Nobody likes my music," {hero.he} said.
         | {hero.name} stopped at once and felt very sad.

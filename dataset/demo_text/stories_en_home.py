@@ -226,7 +226,7 @@ def birthday_gift(rng: random.Random) -> Story:
             ("a necklace", "a string of shells", "put shells on a long string"),
             ("a picture", "a picture of the two of them", "drew a picture with crayons"),
             ("a card", "a card with a big heart", "folded some paper and cut out a heart"),
-            ("a scarf", "a soft scarf", "learned to knit and made a scarf"),
+            ("a scarf", "a soft scarf", "took some wool and knitted a scarf"),
             ("a flower", "a paper flower", "folded a flower out of paper"),
             ("a box", "a little wooden box", "painted a little wooden box"),
         ),

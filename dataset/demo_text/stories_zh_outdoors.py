@@ -36,7 +36,7 @@ def lost_toy(rng: random.Random) -> Story:
         - {hero.ta}有一{measure}{colour}的{toy}，走到哪里都带着。
         | {hero.ta}最喜欢的东西是一{measure}{colour}的{toy}。
         - {one_day(rng)}{hero.name}带着{toy}去{place.name}玩。
-        | {one_day(rng)}{hero.name}和{toy}一起到了{place.name}。
+        | {one_day(rng)}{hero.name}拿着{toy}到了{place.name}。
         - {hero.ta}玩得很开心，可是回家的时候，{toy}不见了。
         | {hero.ta}跑了一会儿，回头一看，{toy}不见了。
         - “我的{toy}在哪里？”{hero.name}急得哭了起来。

@@ -75,7 +75,8 @@ def _calculator(rng: random.Random, lang: str):
 
 
 def _weather(rng: random.Random, lang: str):
-    city, sky, degrees = pick(rng, CITIES[lang]), pick(rng, WEATHER[lang]), 1 + below(rng, 30)
+    city, sky = pick(rng, CITIES[lang]), pick(rng, WEATHER[lang])
+    degrees = below(rng, 3) if sky in ("snowy", "雪天") else 5 + below(rng, 25)
     result = {"weather": sky, "temperature": degrees}
     if lang == "en":
         forms = ("What is the weather in {c}?", "How is the weather in {c} today?")

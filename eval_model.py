@@ -1,0 +1,200 @@
+"""Talk to a model, continue a prompt, or measure held-out loss.
+
+    python eval_model.py --model out/pretrain --prompt "Once upon a time"    # one answer
+    python eval_model.py --model out/full_sft                                # chat
+    python eval_model.py --model out/pretrain --eval_data held_out.jsonl     # nats, perplexity, bpb
+
+--model is a run's folder (its newest complete checkpoint is taken), one checkpoint, or any dense
+Qwen3 folder. A folder with a chat template holds a chat-tuned model and answers in chat format;
+one without holds a base model and continues the text. Measuring prints a JSON line last.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from dataset.chat import IM_END, encode_conversation
+from dataset.packing import whole_stream
+from dataset.pretrain import PretrainDataset
+from dataset.token_cache import cached_tokens
+from dataset.tokenizer import Tokenizer, load_tokenizer
+from model.generation import generate
+from model.hf_format import load_model, read_json
+from model.model import MiniMindLM
+from training import cli
+from training.checkpoint import model_folder
+from training.distributed import init_distributed
+from training.evaluation import held_out_loss
+
+HELP = """/reset          forget the conversation
+/system TEXT    start anew with this system prompt
+/retry          answer the last message again
+/help           this list
+/exit           leave (also Ctrl-D)"""
+
+
+def parse_args():
+    parser = cli.new_parser(__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, default=Path("out/pretrain"), help="run, checkpoint or Qwen3 folder")
+    add("--prompt", default=None, help="answer this and leave")
+    add("--eval_data", default=None, help="data file to measure the loss on")
+    add("--system", default=None, help="system prompt of the chat")
+    add("--thinking", **cli.BOOL, default=False, help="let a chat model think before it answers")
+    add("--temperature", type=cli.in_range(0, 100), default=0.7, help="0 takes the likeliest token")
+    add("--top_p", type=cli.in_range(1e-6, 1), default=0.9, help="nucleus, as a probability")
+    add("--top_k", type=cli.at_least(0), default=0, help="likeliest tokens to draw from; 0: all")
+    text = "divides the logits of tokens already there; 1: none"
+    add("--repetition_penalty", type=cli.in_range(0.1, 10), default=1.0, help=text)
+    add("--max_new_tokens", type=cli.at_least(1), default=256, help="longest answer, in tokens")
+    add("--yarn_factor", type=cli.in_range(1, 1024), default=None, help="stretch the context")
+    add("--seed", type=cli.at_least(0), default=None, help="makes the draws repeatable")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    text = "precision of the weights (auto: bfloat16 on a GPU, else float32)"
+    add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=text)
+    add("--batch_size", type=cli.at_least(1), default=16, help="rows at a time, for --eval_data")
+    text = "tokens per row, for --eval_data"
+    add("--max_seq_len", type=cli.at_least(1), default=256, help=text)
+    add("--cache_dir", type=Path, default=Path("out/cache"), help="folder of tokenised data")
+    return parser.parse_args()
+
+
+def answer(model: MiniMindLM, tokenizer: Tokenizer, ids: list[int], stop_ids, args) -> str:
+    """Print the model's answer to `ids` while it is made, and return it."""
+    decoder, text = tokenizer.stream_decoder(), ""
+    tokens = generate(
+        model, ids, args.max_new_tokens, stop_ids, args.seed,
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+    )  # fmt: skip
+    for token in tokens:
+        piece = decoder.flush() if token in stop_ids else decoder.decode([token])
+        text += piece
+        print(piece, end="", flush=True)
+    print(decoder.flush())
+    return text
+
+
+def chat_ids(model: MiniMindLM, tokenizer: Tokenizer, messages: list[dict], args) -> list[int]:
+    """The conversation as token ids; the oldest turns go when it outgrows the context."""
+    room = model.config.max_position_embeddings - args.max_new_tokens
+    while True:
+        ids, _ = encode_conversation(
+            tokenizer, messages, add_generation_prompt=True, enable_thinking=args.thinking
+        )
+        first = 1 if messages[0]["role"] == "system" else 0
+        if len(ids) <= room or len(messages) <= first + 1:
+            return ids
+        print("(the oldest turn no longer fits the context and is left out)", file=sys.stderr)
+        del messages[first : first + 2]
+
+
+def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], args):
+    """Talk in the terminal until /exit. A base model continues each line by itself."""
+    is_chat = tokenizer.chat_template is not None
+    kind = "a chat model" if is_chat else "a base model: it continues what you write"
+    print(f"{model.num_parameters() / 1e6:.1f}M parameters, {kind}. /help lists the commands.")
+    opening = [{"role": "system", "content": args.system}] if args.system else []
+    messages = list(opening)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return print()
+        command, _, rest = line.partition(" ")
+        if command in ("/exit", "/quit"):
+            return None
+        if command == "/help":
+            print(HELP)
+            continue
+        if command in ("/reset", "/system"):
+            opening = [{"role": "system", "content": rest}] if command == "/system" else opening
+            messages = list(opening)
+            print("(a new conversation)")
+            continue
+        if command == "/retry" and messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        elif line.startswith("/"):
+            print(f"{command}: no such command here; /help lists them")
+            continue
+        elif line:
+            messages.append({"role": "user", "content": line})
+        else:
+            continue
+        try:
+            if is_chat:
+                ids = chat_ids(model, tokenizer, messages, args)
+            else:
+                ids = [tokenizer.eos_id, *tokenizer.encode_text(messages[-1]["content"])]
+            messages.append(
+                {"role": "assistant", "content": answer(model, tokenizer, ids, stop_ids, args)}
+            )
+        except KeyboardInterrupt:  # Ctrl-C ends the answer, not the chat
+            print("\n(stopped)")
+            messages.pop()
+        except ValueError as error:  # the line alone is longer than the context
+            print(f"({error})")
+            messages.pop()
+
+
+def measure(model: MiniMindLM, tokenizer: Tokenizer, ranks, args):
+    """Print loss (nats per token), perplexity and bits per byte of --eval_data."""
+    data = cached_tokens(args.eval_data, tokenizer, args.cache_dir, flag="--eval_data")
+    rows = PretrainDataset(whole_stream([data]), args.max_seq_len)
+    autocast = torch.autocast(ranks.device.type, enabled=False)
+    result = held_out_loss(model, rows, args.batch_size, tokenizer.token_bytes, ranks, autocast)
+    print(
+        f"{args.eval_data}: {result['tokens']:,} tokens, loss {result['loss']:.4f} nats per token, "
+        f"perplexity {result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits per byte"
+    )
+    print(json.dumps({"eval_data": args.eval_data, **result}))
+
+
+def main():
+    args = parse_args()
+    folder = model_folder(args.model, "--model")
+    tokenizer = load_tokenizer(folder)
+    ranks = init_distributed(args.device)
+    if args.dtype == "auto":
+        args.dtype = "bfloat16" if ranks.device.type == "cuda" else "float32"
+    model = load_model(folder, ranks.device, getattr(torch, args.dtype))
+    if args.yarn_factor is not None:
+        original = model.config.max_position_embeddings
+        config = model.config.with_changes(
+            yarn_factor=args.yarn_factor, yarn_original_length=original,
+            max_position_embeddings=int(original * args.yarn_factor),
+        )  # fmt: skip
+        model = load_model(folder, ranks.device, getattr(torch, args.dtype), config)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"--model {folder}: its tokenizer has {tokenizer.vocab_size} entries, "
+            f"the model {model.config.vocab_size}"
+        )
+
+    if args.eval_data is not None:
+        return measure(model, tokenizer, ranks, args)
+
+    stop_ids = {tokenizer.eos_id}
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        ends = read_json(generation).get("eos_token_id", [])
+        stop_ids |= set(ends if isinstance(ends, list) else [ends])
+    if tokenizer.chat_template is not None:
+        stop_ids.add(tokenizer.control_id(IM_END))
+    if args.prompt is None:
+        return chat(model, tokenizer, stop_ids, args)
+    if tokenizer.chat_template is None:  # a base model: raw continuation, the prompt shown first
+        ids = [tokenizer.eos_id, *tokenizer.encode_text(args.prompt)]
+        print(args.prompt, end="", flush=True)
+    else:
+        messages = [{"role": "user", "content": args.prompt}]
+        if args.system:
+            messages.insert(0, {"role": "system", "content": args.system})
+        ids = chat_ids(model, tokenizer, messages, args)
+    answer(model, tokenizer, ids, stop_ids, args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

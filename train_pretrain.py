@@ -1,0 +1,259 @@
+"""Pretraining: a language model from nothing, by predicting the next token of raw text.
+
+    python train_pretrain.py                                       # the embedded demo corpus
+    python train_pretrain.py --preset small --data_path my.jsonl   # one {"text": ...} per line
+    torchrun --nproc_per_node 8 train_pretrain.py --preset base --data_path a.jsonl b.parquet
+
+The numbers in the comments are the steps of the training sequence that every script here follows.
+Steps, intervals and warmup count optimizer steps. Started again with the same command, a run goes
+on from its newest checkpoint.
+"""
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from dataset.demo import write_demo
+from dataset.packing import split_documents, whole_stream
+from dataset.pretrain import PretrainDataset
+from dataset.sampler import UpdateSampler
+from dataset.token_cache import cached_tokens
+from dataset.tokenizer import load_tokenizer
+from model.hf_format import load_model
+from model.model import MiniMindLM
+from training import checkpoint, cli
+from training.distributed import (
+    init_distributed,
+    local_main_first,
+    seed_update,
+    shutdown,
+    sum_over_ranks,
+)
+from training.evaluation import continue_text, held_out_loss
+from training.losses import masked_cross_entropy
+from training.lr_schedule import learning_rate
+from training.optimizers import adamw
+from training.run_log import RunLog
+
+
+def parse_args():
+    parser = cli.new_parser(__doc__)
+    cli.add_model_flags(parser)  # --preset and one flag for every LMConfig field
+
+    add = parser.add_argument_group("data").add_argument
+    text = "one or several files: jsonl, json, txt, csv, parquet, also .gz; None: the demo corpus"
+    add("--data_path", nargs="+", default=None, help=text)
+    add("--val_data_path", nargs="+", default=None, help="held-out files, in place of a fraction")
+    text = "share of the documents held out for evaluation"
+    add("--val_fraction", type=cli.in_range(0, 0.5), default=0.01, help=text)
+    text = "model folder or run to start from; None: random weights"
+    add("--init_from", type=Path, default=None, help=text)
+    text = "tokenizer folder; None: --init_from's, else model/tokenizer"
+    add("--tokenizer", type=Path, default=None, help=text)
+    add("--max_seq_len", type=cli.at_least(1), default=256, help="tokens per row")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=cli.at_least(1), default=1, help="passes over the data")
+    text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
+    add("--max_steps", type=cli.at_least(0), default=0, help=text)
+    add("--batch_size", type=cli.at_least(1), default=16, help="rows per micro-batch and process")
+    add("--accumulation_steps", type=cli.at_least(1), default=1, help="micro-batches per step")
+    add("--learning_rate", type=cli.in_range(0, 10), default=2e-3, help="peak, after the warmup")
+    text = "last learning rate as a share of the peak"
+    add("--min_lr_ratio", type=cli.in_range(0, 1), default=0.1, help=text)
+    add("--warmup_steps", type=cli.at_least(0), default=20, help="optimizer steps of linear rise")
+    add("--weight_decay", type=cli.in_range(0, 10), default=0.1, help="on matrices, per unit of lr")
+    text = "largest norm of the whole gradient; 0: no clipping"
+    add("--grad_clip", type=cli.in_range(0, 1e9), default=1.0, help=text)
+
+    cli.add_run_flags(parser, out_dir="out/pretrain")
+    return parser.parse_args()  # (1) parse the command line
+
+
+def main():
+    args = parse_args()
+    if args.init_from is not None:
+        args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
+    tokenizer = load_tokenizer(args.tokenizer or args.init_from or "model/tokenizer")
+
+    # (2) the architecture
+    config = cli.build_config(args, tokenizer.vocab_size)
+
+    # (3) under torchrun: join the process group, take this rank's device
+    ranks = init_distributed(args.device)
+    device = ranks.device
+    dtype = cli.choose_dtype(args.dtype, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    # (4) the model: resumed, loaded, or new
+    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite)
+    torch.manual_seed(args.seed)  # the same first weights on every rank
+    if resumed_from or args.init_from:
+        model = load_model(resumed_from or args.init_from, device, config=config)
+    else:
+        model = MiniMindLM(config).to(device)
+    model.train()
+    compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
+
+    # (5) the dataset: tokenised once into a cache by one process of each machine
+    with local_main_first(ranks):
+        data_path = args.data_path or [write_demo("out/demo_data")["pretrain.jsonl"]]
+        tokens = [
+            cached_tokens(path, tokenizer, args.cache_dir, args.on_bad_record)
+            for path in (data_path + (args.val_data_path or []))
+        ]
+    if args.val_data_path:
+        stream, val_stream = (
+            whole_stream(t) for t in (tokens[: len(data_path)], tokens[len(data_path) :])
+        )
+    else:
+        stream, val_stream = split_documents(tokens, args.val_fraction)
+    dataset = PretrainDataset(stream, args.max_seq_len)
+    val_dataset = PretrainDataset(val_stream, args.max_seq_len) if val_stream else None
+
+    # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
+    sampler = UpdateSampler(
+        len(dataset), dataset.loss_tokens, args.batch_size, args.accumulation_steps,
+        ranks.rank, ranks.world_size, args.seed,
+    )  # fmt: skip
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
+    epochs = -(-total_steps // sampler.updates_per_epoch)
+
+    # (7) the optimizer, (8) the scaler, which does something for float16 alone
+    optimizer = adamw(model, args.learning_rate, args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # (9) several processes: average the gradients
+    wrapped = compiled
+    if ranks.is_distributed:
+        wrapped = DistributedDataParallel(compiled, broadcast_buffers=False)
+
+    # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
+    identity = {
+        "data_fingerprint": dataset.fingerprint,
+        "rows_per_update": sampler.rows_per_update,
+        "seed": args.seed,
+    }
+    state = {"step": 0, "tokens": 0, "best_val_loss": None, "best_step": None, "scaler": {}}
+    if resumed_from:
+        checkpoint.check_same_run(resumed_from, config, identity, args.resume_on_changed_data)
+        state |= checkpoint.load_training_state(resumed_from, model, optimizer)
+        scaler.load_state_dict(state["scaler"])
+    elif args.overwrite and ranks.is_main:
+        checkpoint.clear_run(args.out_dir)
+    step = state["step"]
+    if ranks.is_main:
+        cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+    log = RunLog(args.out_dir, total_steps, step, ranks.is_main, args)
+    log.say(
+        f"{model.num_parameters() / 1e6:.1f}M parameters, {dataset.num_tokens:,} tokens, "
+        f"{sampler.updates_per_epoch:,} steps an epoch, {total_steps:,} in all, on {device} in "
+        f"{str(dtype)[6:]}" + (f", from {resumed_from}" if resumed_from else "")
+    )
+
+    # (10) for every epoch, for every batch
+    for epoch in range(step // sampler.updates_per_epoch, epochs):
+        sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
+        update_loss = torch.zeros(2, device=device)  # cross-entropy and auxiliary loss
+        for micro_step, (X, Y, loss_mask) in enumerate(loader, start=1):
+            X, Y, loss_mask = (t.to(device, non_blocking=True) for t in (X, Y, loss_mask))
+            is_boundary = micro_step % args.accumulation_steps == 0
+            if micro_step % args.accumulation_steps == 1 or args.accumulation_steps == 1:
+                seed_update(args.seed, step, ranks.rank)  # dropout follows the step
+
+            # (11) the learning rate
+            lr = learning_rate(
+                step, args.learning_rate, args.warmup_steps, total_steps, args.min_lr_ratio
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            # gradients are averaged over the ranks once per update, at the boundary
+            averaging = nullcontext() if is_boundary or wrapped is compiled else wrapped.no_sync()
+            with averaging:
+                with autocast:
+                    logits, aux_loss = wrapped(X)  # (12) forward
+                    cross_entropy = masked_cross_entropy(logits, Y, loss_mask)  # (13)
+                    loss = cross_entropy + aux_loss  # (14) the experts' load balance
+
+                # (15) divide by the accumulation steps. `share` weighs this micro-batch by its
+                # targets, so that every token of the update counts the same; 1 where rows are full
+                update_tokens = sampler.tokens_in_update(step % sampler.updates_per_epoch)
+                mean_tokens = update_tokens / (args.accumulation_steps * ranks.world_size)
+                share = loss_mask.sum() / mean_tokens
+                loss = loss * share / args.accumulation_steps
+
+                scaler.scale(loss).backward()  # (16)
+            parts = torch.stack((cross_entropy.detach(), aux_loss.detach()))
+            update_loss += parts * share / args.accumulation_steps
+            if not is_boundary:
+                continue
+
+            # (17) unscale, clip, step, update the scaler, zero the gradients
+            scaler.unscale_(optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(
+                model.parameters(), args.grad_clip or float("inf")
+            )
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            state["tokens"] += update_tokens
+            log.step(step, update_tokens)
+
+            # (18) print, and log to wandb
+            if step % args.log_interval == 0 or step == total_steps:
+                mean_loss, mean_aux = (sum_over_ranks(update_loss) / ranks.world_size).tolist()
+                values = {"loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
+                if config.use_moe:
+                    values["aux_loss"] = mean_aux
+                if scaler.is_enabled():
+                    values["loss_scale"] = scaler.get_scale()
+                log.metrics(step, speed=True, epoch=epoch, tokens=state["tokens"], **values)
+            update_loss.zero_()
+            if val_dataset and (step % args.eval_interval == 0 or step == total_steps):
+                result = held_out_loss(
+                    compiled, val_dataset, args.batch_size, tokenizer.token_bytes, ranks, autocast
+                )
+                log.metrics(
+                    step, val_loss=result["loss"], val_bits_per_byte=result["bits_per_byte"]
+                )
+                if ranks.is_main:
+                    opening = val_dataset[0][0][:16].tolist()
+                    log.say(f"    {continue_text(model, tokenizer, opening, 60, args.seed)}")
+                    log.plot()
+                if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
+                    state |= {"best_val_loss": result["loss"], "best_step": step}
+                log.pause_clock()
+
+            # (19) save
+            if step % args.save_interval == 0 or step == total_steps:
+                state |= identity | {"step": step, "scaler": scaler.state_dict()}
+                if ranks.is_main:
+                    checkpoint.save_checkpoint(
+                        args.out_dir, model, optimizer, state,
+                        partial(tokenizer.save, chat_template=False),  # a base model does not chat
+                        tokenizer.eos_id,
+                    )  # fmt: skip
+                    checkpoint.remove_old_checkpoints(
+                        args.out_dir, args.keep_checkpoints, state["best_step"]
+                    )
+                log.pause_clock()
+            if step == total_steps:
+                break
+
+    log.say(f"done: {args.out_dir} holds the checkpoints, metrics.jsonl and loss.png")
+    log.close()
+    shutdown()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,202 @@
+"""The flags that do not change what is learned, and how a script ends on a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from model.config import PRESETS, LMConfig
+from model.hf_format import load_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def new_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose --help opens with the script's docstring and shows every default."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    return argparse.ArgumentParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
+
+
+def add_model_flags(parser: argparse.ArgumentParser):
+    """--preset and one flag for every field of LMConfig; a flag left out keeps the preset's value."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--preset", choices=PRESETS, default="demo", help="named size to start from")
+    for f in fields(LMConfig):
+        kind = {"bool": BOOL, "int": {"type": int}, "float": {"type": float}}[f.type]
+        text = f"{f.metadata['help']} (default: the preset's, else {f.default})"
+        # argparse.SUPPRESS: the attribute exists only if the flag was given
+        group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind)
+
+
+def given_model_fields(args: argparse.Namespace) -> dict:
+    """The LMConfig fields that were given on the command line."""
+    return {f.name: getattr(args, f.name) for f in fields(LMConfig) if hasattr(args, f.name)}
+
+
+def build_config(args: argparse.Namespace, tokenizer_size: int) -> LMConfig:
+    """The LMConfig of a new run: --init_from's or --preset's, with the given flags on top.
+
+    The vocabulary defaults to the tokenizer's size. Raises ValueError for a vocabulary smaller than
+    the tokenizer, a row longer than the context, or a flag that the loaded weights contradict.
+    """
+    given = given_model_fields(args)
+    if args.init_from is None:
+        config = LMConfig.preset(args.preset, **{"vocab_size": tokenizer_size} | given)
+    else:
+        loaded = load_config(args.init_from)
+        for name, value in given.items():
+            if name not in CHANGEABLE and value != getattr(loaded, name):
+                have = getattr(loaded, name)
+                raise ValueError(f"--{name} {value}: the model in --init_from has {have}")
+        config = loaded.with_changes(**given)
+    if config.vocab_size < tokenizer_size:
+        raise ValueError(
+            f"--vocab_size {config.vocab_size}: the tokenizer has {tokenizer_size} entries; "
+            "a model needs at least as many"
+        )
+    if args.max_seq_len > config.max_position_embeddings:
+        raise ValueError(
+            f"--max_seq_len {args.max_seq_len}: the model's context is "
+            f"{config.max_position_embeddings} tokens (--max_position_embeddings)"
+        )
+    return config
+
+
+# LMConfig fields that weights loaded from a folder do not decide
+CHANGEABLE = (
+    "max_position_embeddings", "yarn_factor", "yarn_original_length", "yarn_beta_fast",
+    "yarn_beta_slow", "yarn_attention_factor", "dropout", "router_aux_loss_coef",
+    "initializer_range",
+)  # fmt: skip
+
+
+def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
+    """Where it runs, what it leaves behind, what it prints."""
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--out_dir", type=Path, default=Path(out_dir), help="folder of checkpoints and metrics")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--dtype", default="auto", choices=["auto", *_DTYPES], help="precision of the products")
+    text = "compile the model; None: on CUDA only (costs a minute at the start)"
+    add("--compile", **BOOL, default=None, help=text)
+    add("--num_workers", type=at_least(0), default=0, help="loader processes per rank")
+    add("--log_interval", type=at_least(1), default=10, help="optimizer steps between log lines")
+    add("--eval_interval", type=at_least(1), default=100, help="optimizer steps between held-out")
+    add(
+        "--save_interval", type=at_least(1), default=200, help="optimizer steps between checkpoints"
+    )
+    add(
+        "--keep_checkpoints",
+        type=at_least(2),
+        default=2,
+        help="newest checkpoints kept, + the best",
+    )
+    add("--resume", default="auto", help="auto: go on from out_dir's newest step; never; or a path")
+    text = "go on from a checkpoint though the data is not the same"
+    add("--resume_on_changed_data", action="store_true", help=text)
+    add("--overwrite", action="store_true", help="with --resume never: delete what out_dir holds")
+    add("--cache_dir", type=Path, default=Path("out/cache"), help="folder of tokenised data")
+    text = "a broken record: stop before training, or skip and count it"
+    add("--on_bad_record", choices=["stop", "skip"], default="stop", help=text)
+    add("--seed", type=at_least(0), default=42, help="of the weights, the data order and dropout")
+    add(
+        "--use_wandb",
+        action="store_true",
+        help="log to Weights & Biases (WANDB_MODE=offline works)",
+    )
+    add("--wandb_project", default="minimind", help="W&B project")
+    add("--wandb_run_name", default=None, help="W&B run name; None: one is made up")
+
+
+BOOL = {"action": argparse.BooleanOptionalAction}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argparse type: a whole number, not below `low`."""
+
+    def whole_number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected at least {low}, got {text}")
+        return int(text)
+
+    return whole_number
+
+
+def in_range(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number in [low, high]."""
+
+    def number(text: str) -> float:
+        if not low <= float(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected {low} to {high}, got {text}")
+        return float(text)
+
+    return number
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast for --dtype; "auto" is the fastest one that needs no loss scaling.
+
+    bfloat16 on GPUs that have it and on CPUs with instructions for it (AMX, AVX512-BF16: several
+    times float32), else float32: without them a CPU emulates bfloat16 at a fraction of the speed.
+    """
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def choose_compile(flag: bool | None, device: torch.device) -> bool:
+    """Whether to compile for --compile; None means on CUDA only."""
+    return device.type == "cuda" if flag is None else flag
+
+
+def write_args(out_dir: Path, args: argparse.Namespace, **more):
+    """args.json: every resolved flag and what else is needed to repeat the run."""
+    content = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    content |= more | {"torch": torch.__version__, "command": sys.argv}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "args.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def run(main: Callable[[], None]):
+    """Call a script's main(); a user's mistake ends with one clear line and exit status 2.
+
+    A mistake is a ValueError raised by this repository's own code; a ValueError from inside a
+    library is a bug and keeps its traceback, as every other exception does.
+    """
+    try:
+        main()
+    except ValueError as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        ours = Path(last.filename).resolve()
+        if not ours.is_relative_to(REPOSITORY) or "site-packages" in ours.parts:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
