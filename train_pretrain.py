@@ -29,7 +29,7 @@ from training import checkpoint, cli
 from training.distributed import (
     init_distributed,
     local_main_first,
-    seed_update,
+    seed_dropout,
     shutdown,
     sum_over_ranks,
 )
@@ -90,7 +90,7 @@ def main():
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     # (4) the model: resumed, loaded, or new
-    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite)
+    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
     torch.manual_seed(args.seed)  # the same first weights on every rank
     if resumed_from or args.init_from:
         model = load_model(resumed_from or args.init_from, device, config=config)
@@ -99,19 +99,19 @@ def main():
     model.train()
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
 
-    # (5) the dataset: tokenised once into a cache by one process of each machine
+    # (5) the dataset: tokenised once into a cache, by one process of each machine
     with local_main_first(ranks):
+        cached = partial(
+            cached_tokens, tokenizer=tokenizer, cache_dir=args.cache_dir,
+            on_bad_record=args.on_bad_record,
+        )  # fmt: skip
         data_path = args.data_path or [write_demo("out/demo_data")["pretrain.jsonl"]]
-        tokens = [
-            cached_tokens(path, tokenizer, args.cache_dir, args.on_bad_record)
-            for path in (data_path + (args.val_data_path or []))
-        ]
-    if args.val_data_path:
-        stream, val_stream = (
-            whole_stream(t) for t in (tokens[: len(data_path)], tokens[len(data_path) :])
-        )
+        files = [cached(path) for path in data_path]
+        val_files = [cached(path, flag="--val_data_path") for path in args.val_data_path or []]
+    if val_files:
+        stream, val_stream = whole_stream(files), whole_stream(val_files)
     else:
-        stream, val_stream = split_documents(tokens, args.val_fraction)
+        stream, val_stream = split_documents(files, args.val_fraction)
     dataset = PretrainDataset(stream, args.max_seq_len)
     val_dataset = PretrainDataset(val_stream, args.max_seq_len) if val_stream else None
 
@@ -144,72 +144,77 @@ def main():
     }
     state = {"step": 0, "tokens": 0, "best_val_loss": None, "best_step": None, "scaler": {}}
     if resumed_from:
-        checkpoint.check_same_run(resumed_from, config, identity, args.resume_on_changed_data)
+        checkpoint.check_same_run(resumed_from, identity, args.resume_on_changed_data)
         state |= checkpoint.load_training_state(resumed_from, model, optimizer)
         scaler.load_state_dict(state["scaler"])
     elif args.overwrite and ranks.is_main:
         checkpoint.clear_run(args.out_dir)
-    step = state["step"]
     if ranks.is_main:
         cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
-    log = RunLog(args.out_dir, total_steps, step, ranks.is_main, args)
+    log = RunLog(args.out_dir, total_steps, state["step"], ranks.is_main, args)
     log.say(
-        f"{model.num_parameters() / 1e6:.1f}M parameters, {dataset.num_tokens:,} tokens, "
-        f"{sampler.updates_per_epoch:,} steps an epoch, {total_steps:,} in all, on {device} in "
-        f"{str(dtype)[6:]}" + (f", from {resumed_from}" if resumed_from else "")
+        f"{model.num_parameters() / 1e6:.1f}M parameters, {dataset.num_tokens:,} training tokens, "
+        f"{total_steps:,} steps of {sampler.rows_per_update * args.max_seq_len:,} tokens, on "
+        f"{device} in {str(dtype).removeprefix('torch.')}"
     )
+    if resumed_from:
+        log.say(f"going on from {resumed_from}")
 
     # (10) for every epoch, for every batch
+    step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
-        update_loss = torch.zeros(2, device=device)  # cross-entropy and auxiliary loss
+        update_loss = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
         for micro_step, (X, Y, loss_mask) in enumerate(loader, start=1):
+            if step >= total_steps:
+                break
             X, Y, loss_mask = (t.to(device, non_blocking=True) for t in (X, Y, loss_mask))
-            is_boundary = micro_step % args.accumulation_steps == 0
-            if micro_step % args.accumulation_steps == 1 or args.accumulation_steps == 1:
-                seed_update(args.seed, step, ranks.rank)  # dropout follows the step
+            micro_step %= args.accumulation_steps  # 0 at the accumulation boundary
+            seed_dropout(args.seed, step, micro_step, ranks.rank)
 
-            # (11) the learning rate
+            # (11) set the learning rate
             lr = learning_rate(
                 step, args.learning_rate, args.warmup_steps, total_steps, args.min_lr_ratio
             )
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            # gradients are averaged over the ranks once per update, at the boundary
-            averaging = nullcontext() if is_boundary or wrapped is compiled else wrapped.no_sync()
-            with averaging:
+            # between the boundaries, ranks keep their gradients to themselves
+            apart = ranks.is_distributed and micro_step != 0
+            with wrapped.no_sync() if apart else nullcontext():
+                # (12) forward, (13) masked cross-entropy, (14) the experts' auxiliary loss
                 with autocast:
-                    logits, aux_loss = wrapped(X)  # (12) forward
-                    cross_entropy = masked_cross_entropy(logits, Y, loss_mask)  # (13)
-                    loss = cross_entropy + aux_loss  # (14) the experts' load balance
+                    logits, aux_loss = wrapped(X)
+                    cross_entropy = masked_cross_entropy(logits, Y, loss_mask)
+                    loss = cross_entropy + aux_loss
 
-                # (15) divide by the accumulation steps. `share` weighs this micro-batch by its
-                # targets, so that every token of the update counts the same; 1 where rows are full
+                # (15) divide by the accumulation steps. `share` is this micro-batch's number of
+                # targets over the update's mean: 1 where rows are full, and where they are not,
+                # every token of the update still weighs the same
                 update_tokens = sampler.tokens_in_update(step % sampler.updates_per_epoch)
                 mean_tokens = update_tokens / (args.accumulation_steps * ranks.world_size)
                 share = loss_mask.sum() / mean_tokens
                 loss = loss * share / args.accumulation_steps
 
-                scaler.scale(loss).backward()  # (16)
+                # (16) scale, backward
+                scaler.scale(loss).backward()
             parts = torch.stack((cross_entropy.detach(), aux_loss.detach()))
             update_loss += parts * share / args.accumulation_steps
-            if not is_boundary:
+            if micro_step != 0:
                 continue
 
             # (17) unscale, clip, step, update the scaler, zero the gradients
             scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(
-                model.parameters(), args.grad_clip or float("inf")
-            )
+            max_norm = args.grad_clip or float("inf")
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             step += 1
             state["tokens"] += update_tokens
-            log.step(step, update_tokens)
+            log.step(update_tokens)
 
-            # (18) print, and log to wandb
+            # (18) print, log to wandb, measure the held-out loss
             if step % args.log_interval == 0 or step == total_steps:
                 mean_loss, mean_aux = (sum_over_ranks(update_loss) / ranks.world_size).tolist()
                 values = {"loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
@@ -247,8 +252,6 @@ def main():
                         args.out_dir, args.keep_checkpoints, state["best_step"]
                     )
                 log.pause_clock()
-            if step == total_steps:
-                break
 
     log.say(f"done: {args.out_dir} holds the checkpoints, metrics.jsonl and loss.png")
     log.close()

@@ -78,9 +78,7 @@ class LMConfig:
     router_aux_loss_coef: float = _f(0.01, "MoE: weight of the load-balancing loss")
 
     def __post_init__(self):
-        for name in ("head_dim", "moe_intermediate_size", "yarn_original_length"):
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, self._derived(name))
+        derivable = ("head_dim", "moe_intermediate_size", "yarn_original_length")
         for f in fields(self):
             value = getattr(self, f.name)
             if f.type == "bool":
@@ -88,10 +86,14 @@ class LMConfig:
             elif f.type == "int":
                 ok = isinstance(value, int) and not isinstance(value, bool)
                 _require(ok, f.name, value, "a whole number")
-                _require(value >= 1, f.name, value, "at least 1")
+                least = 0 if f.name in derivable else 1
+                _require(value >= least, f.name, value, f"at least {least}")
             else:
                 ok = isinstance(value, (int, float)) and not isinstance(value, bool)
                 _require(ok and math.isfinite(value), f.name, value, "a number")
+        for name in derivable:
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, self._derived(name))
         H, A, KV = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         _require(A % KV == 0, "num_key_value_heads", KV, f"a divisor of num_attention_heads ({A})")
         _require(
@@ -134,9 +136,7 @@ class LMConfig:
         if name == "yarn_original_length":
             return max(1, int(self.max_position_embeddings / max(self.yarn_factor, 1.0)))
         H, A = self.hidden_size, self.num_attention_heads
-        _require(
-            A >= 1 and H % A == 0, "hidden_size", H, f"a multiple of num_attention_heads ({A})"
-        )
+        _require(H % A == 0, "hidden_size", H, f"a multiple of num_attention_heads ({A})")
         return H // A
 
     @classmethod

@@ -3,18 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
-from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
-
-from model.config import PRESETS, LMConfig
-from model.hf_format import load_model
-from model.generation import KVCache
-from model.model import MiniMindLM, RMSNorm, document_positions
 from oracle_models import (
+    open_there,
     our_model,
     ours,
-    open_there,
     pair,
     random_ids,
     random_numbers,
@@ -22,6 +14,14 @@ from oracle_models import (
     save_there,
     their_model,
 )
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from model.config import PRESETS, LMConfig
+from model.generation import KVCache
+from model.hf_format import load_model
+from model.model import MiniMindLM, RMSNorm, document_positions
 from training.losses import masked_cross_entropy
 
 SEEDS = range(12)
@@ -82,7 +82,7 @@ def test_yarn_changes_the_logits(tmp_path):
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 def test_rms_norm_has_the_bits_of_qwen3_in_bfloat16(weight_dtype):
-    """Statistics in float32, then rounded, then multiplied: equal bits, unlike bfloat16 all along."""
+    """Statistics in float32, rounded, multiplied: equal bits, unlike bfloat16 all along."""
     torch.manual_seed(0)
     x = (torch.randn(4, 7, 96) * 30 + 5).bfloat16()
     here, there = RMSNorm(96, 1e-6), Qwen3RMSNorm(96, 1e-6)
@@ -149,7 +149,7 @@ def test_packed_documents_equal_transformers_with_restarted_positions(seed, tmp_
 
 
 def test_an_id_that_comes_back_is_another_document():
-    """Documents are runs of equal ids: in [7 7 7, 9 9, 7 7 7 7] the last run does not see the first."""
+    """Documents are runs of equal ids: of [7 7 7, 9 9, 7 7] the last does not see the first."""
     numbers = random_numbers(1)
     model = our_model(numbers)
     ids = random_ids(numbers, 1, 9)
@@ -173,7 +173,7 @@ PRESET_SIZES = {"demo": "5.0", "small": "30.0", "base": "63.9", "large": "108.2"
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_sizes_they_claim(name):
-    """Each preset has the stated number of parameters (in millions), as transformers counts them."""
+    """Each preset has the stated millions of parameters, as transformers counts them."""
     config = LMConfig.preset(name)
     kind = Qwen3MoeConfig if config.use_moe else Qwen3Config
     with torch.device("meta"):

@@ -2,11 +2,6 @@
 
 import pytest
 import torch
-from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
-
-from model.config import LMConfig
-from model.hf_format import load_model
-from model.moe import MoEFeedForward, load_balancing_loss
 from oracle_models import (
     open_there,
     our_model,
@@ -20,6 +15,11 @@ from oracle_models import (
     shake,
     their_model,
 )
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+from model.config import LMConfig
+from model.hf_format import load_model
+from model.moe import MoEFeedForward, load_balancing_loss
 from training.losses import masked_cross_entropy
 
 # seed, experts per token, renormalised

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from model.config import LMConfig
 from model.hf_format import load_config, read_json, save_model
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -61,17 +62,32 @@ def save_checkpoint(
     return folder
 
 
-def find_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
+def find_checkpoint(out_dir: Path, resume: str, overwrite: bool, config: LMConfig) -> Path | None:
     """The checkpoint that --resume means, or None to start anew. Deletes nothing.
 
-    Raises ValueError where starting anew would run over an earlier run's checkpoints.
+    Raises ValueError where starting anew would run over an earlier run's checkpoints, or where the
+    checkpoint holds another model than `config`.
     """
+    folder = _named_checkpoint(out_dir, resume, overwrite)
+    if folder is not None:
+        saved = load_config(folder)
+        for name, value in config.to_dict().items():
+            have = getattr(saved, name)
+            if have != value:
+                raise ValueError(
+                    f"--resume: {folder} was trained with {name} {have}, this run asks for "
+                    f"{value}; give the same flags, or another --out_dir"
+                )
+    return folder
+
+
+def _named_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
     if resume == "auto":
         newest = newest_checkpoint(out_dir)
         if newest is None and step_folders(out_dir):
             raise ValueError(
-                f"--out_dir {out_dir}: every checkpoint there is damaged; choose another --out_dir, "
-                "or --resume never --overwrite"
+                f"--out_dir {out_dir}: every checkpoint there is damaged; choose another "
+                "--out_dir, or --resume never --overwrite"
             )
         return newest
     if resume == "never":
@@ -91,19 +107,11 @@ def find_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
     return folder
 
 
-def check_same_run(folder: Path, model_config, run: dict, allow_changed_data: bool):
-    """Refuse to go on from a checkpoint of another model, data, order or batch.
+def check_same_run(folder: Path, run: dict, allow_changed_data: bool):
+    """Refuse to go on from a checkpoint of other data, another order or another batch.
 
     run: {"data_fingerprint", "rows_per_update", "seed", ...} of the run about to start.
     """
-    saved = load_config(folder)
-    for name, value in model_config.to_dict().items():
-        have = getattr(saved, name)
-        if have != value:
-            raise ValueError(
-                f"--resume: {folder} was trained with {name} {have}, this run asks for {value}; "
-                "give the same flags, or another --out_dir"
-            )
     state = read_json(folder / "trainer_state.json")
     for name, value in run.items():
         if state.get(name) == value:
@@ -111,13 +119,14 @@ def check_same_run(folder: Path, model_config, run: dict, allow_changed_data: bo
         if name == "data_fingerprint":
             if not allow_changed_data:
                 raise ValueError(
-                    f"--resume: the data (files, tokenizer, held-out split or --max_seq_len) is not "
-                    f"what {folder} was trained on; give the same data, another --out_dir, or "
-                    "--resume_on_changed_data"
+                    f"--resume: the data (files, tokenizer, held-out split or --max_seq_len) is "
+                    f"not what {folder} was trained on; give the same data, another --out_dir, "
+                    "or --resume_on_changed_data"
                 )
         else:
             raise ValueError(
-                f"--resume: {folder} was trained with {name} {state.get(name)}, this run has {value}"
+                f"--resume: {folder} was trained with {name} {state.get(name)}, "
+                f"this run has {value}"
             )
 
 

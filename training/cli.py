@@ -29,7 +29,7 @@ def new_parser(doc: str) -> argparse.ArgumentParser:
 
 
 def add_model_flags(parser: argparse.ArgumentParser):
-    """--preset and one flag for every field of LMConfig; a flag left out keeps the preset's value."""
+    """--preset and a flag for every field of LMConfig; one left out keeps the preset's value."""
     group = parser.add_argument_group("model")
     group.add_argument("--preset", choices=PRESETS, default="demo", help="named size to start from")
     for f in fields(LMConfig):

@@ -86,12 +86,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def seed_update(seed: int, step: int, rank: int):
-    """Seed the generator that dropout draws from, as a pure function of the update.
+def seed_dropout(seed: int, step: int, micro_step: int, rank: int):
+    """Seed the generator that dropout draws from, as a pure function of the micro-batch.
 
     So a resumed run draws what an uninterrupted one would have, with no generator state to save.
     """
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+    entropy = np.random.SeedSequence((seed, step, micro_step, rank))
+    torch.manual_seed(int(entropy.generate_state(1)[0]))
 
 
 def barrier():

@@ -31,7 +31,7 @@ class RunLog:
         self.total_steps = total_steps
         self.clock, self.tokens = time.perf_counter(), 0
 
-    def step(self, step: int, tokens: int):
+    def step(self, tokens: int):
         """Count one finished update of `tokens` targets."""
         if self.is_main:
             self.tokens += tokens

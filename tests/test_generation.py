@@ -1,0 +1,217 @@
+"""model/generation.py: the tokens of transformers' generate, from a cache that changes nothing."""
+
+import pytest
+import torch
+from oracle_models import our_model, pair, random_ids, random_numbers
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from model.generation import KVCache, filter_logits, generate, sample
+
+# dense with plain positions, dense with YaRN, and experts
+MODELS = {
+    "dense": random_numbers(1, num_hidden_layers=2),
+    "yarn": random_numbers(2),
+    "moe": random_numbers(4, moe=True),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def models(request, tmp_path_factory):
+    """The same weights here and in transformers, and their numbers."""
+    numbers = MODELS[request.param]
+    return *pair(numbers, tmp_path_factory.mktemp("generation") / "m"), numbers
+
+
+def prompts(numbers: dict) -> list[list[int]]:
+    return [random_ids(numbers, 1, n, seed=n)[0].tolist() for n in (1, 2, 7, 30)]
+
+
+def their_tokens(theirs, prompt: list[int], new_tokens: int, stop_ids: set[int], **options):
+    ids = torch.tensor([prompt])
+    stop = sorted(stop_ids) or [theirs.config.vocab_size + 1]  # an id that never comes
+    output = theirs.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=0,
+        **options,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def test_greedy_tokens_equal_those_of_transformers(models):
+    """temperature 0 gives the tokens of generate(do_sample=False), for prompts of any length."""
+    model, theirs, numbers = models
+    for prompt in prompts(numbers):
+        tokens = list(generate(model, prompt, 24, set(), temperature=0))
+        assert tokens == their_tokens(theirs, prompt, 24, set())
+        assert len(tokens) == 24
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_greedy_tokens_with_a_repetition_penalty_equal_those_of_transformers(models, penalty):
+    """The penalty counts prompt and generated tokens, as repetition_penalty there."""
+    model, theirs, numbers = models
+    changed = False
+    for prompt in prompts(numbers):
+        tokens = list(generate(model, prompt, 24, set(), temperature=0, repetition_penalty=penalty))
+        assert tokens == their_tokens(theirs, prompt, 24, set(), repetition_penalty=penalty)
+        changed |= tokens != list(generate(model, prompt, 24, set(), temperature=0))
+    assert changed  # or the penalty was not tested
+
+
+def test_a_stop_id_ends_generation_and_is_yielded(models):
+    """Any of several stop ids ends the stream, itself included, as in transformers."""
+    model, theirs, numbers = models
+    prompt = prompts(numbers)[2]
+    free = list(generate(model, prompt, 24, set(), temperature=0, repetition_penalty=1.3))
+    stop_ids = {free[5], free[9]}
+    expected = their_tokens(theirs, prompt, 24, stop_ids, repetition_penalty=1.3)
+    tokens = list(generate(model, prompt, 24, stop_ids, temperature=0, repetition_penalty=1.3))
+    assert tokens == expected
+    assert len(tokens) <= 6 and tokens[-1] in stop_ids and not set(tokens[:-1]) & stop_ids
+
+
+def test_cached_generation_equals_recomputing_everything(models):
+    """A loop without any cache, one forward over all tokens per step, gives the same tokens."""
+    model, _, numbers = models
+    prompt = prompts(numbers)[2]
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(24):
+            tokens = torch.cat([tokens, model(tokens)[0][:, -1].argmax(-1)[:, None]], dim=1)
+    assert list(generate(model, prompt, 24, set(), temperature=0)) == tokens[0, 7:].tolist()
+
+
+@pytest.mark.parametrize("chunks", [[30], [1] * 30, [7, 1, 1, 5, 16], [29, 1], [2, 28]])
+def test_cached_logits_equal_uncached_logits(models, chunks):
+    """However the tokens are cut into calls, two rows at once, every logit stays within 1e-4."""
+    model, _, numbers = models
+    ids = random_ids(numbers, 2, 30)
+    cache = KVCache(model.config, 2, 40, "cpu", torch.float32)
+    with torch.no_grad():
+        parts = [model(part, cache=cache)[0] for part in ids.split(chunks, dim=1)]
+        difference = (torch.cat(parts, dim=1) - model(ids)[0]).abs().max()
+    assert cache.length == 30
+    assert difference <= 1e-4
+
+
+FILTERS = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 2.5},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 10_000},
+    {"top_p": 0.9},
+    {"top_p": 0.3},
+    {"top_p": 1e-6},
+    {"repetition_penalty": 1.5},
+    {"repetition_penalty": 0.6},
+    {"temperature": 0.8, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.2},
+    {"temperature": 1.7, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1},
+]
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_filters_give_the_distribution_of_transformers_processors(options):
+    """Penalty, temperature, top-k, top-p: the same tokens are left, with the same probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 300, generator=generator) * 3
+    seen = torch.randint(300, (16, 40), generator=generator)  # with repeats
+    processors = LogitsProcessorList()
+    for key, processor in (
+        ("repetition_penalty", RepetitionPenaltyLogitsProcessor),
+        ("temperature", TemperatureLogitsWarper),
+        ("top_k", TopKLogitsWarper),
+        ("top_p", TopPLogitsWarper),
+    ):
+        if key in options:
+            processors.append(processor(options[key]))
+    before = logits.clone()
+    filtered = filter_logits(logits, seen, **options)
+    assert torch.equal(logits, before)
+    expected = processors(seen, logits)
+    assert torch.equal(filtered.isneginf(), expected.isneginf())
+    assert (filtered.softmax(-1) - expected.softmax(-1)).abs().max() <= 1e-6
+
+
+def test_sample_draws_from_the_filtered_distribution():
+    """Over many rows the drawn tokens have the frequencies of the filtered softmax."""
+    rows = 40_000
+    logits = torch.tensor([[2.0, 1.5, 1.0, 0.0, -1.0, -4.0]])
+    options = {"temperature": 0.9, "top_k": 5, "top_p": 0.95, "repetition_penalty": 1.2}
+    seen = torch.tensor([[0, 4]])
+    expected = filter_logits(logits, seen, **options).softmax(-1)[0]
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(logits.expand(rows, -1), seen.expand(rows, -1), generator=generator, **options)
+    assert drawn.shape == (rows,) and drawn.dtype == torch.int64
+    frequency = drawn.bincount(minlength=6) / rows
+    assert (frequency[expected == 0] == 0).all() and (expected == 0).any()
+    sigma = (expected * (1 - expected) / rows).sqrt()
+    assert ((frequency - expected).abs() <= 5 * sigma).all()
+
+
+def test_sampling_without_temperature_is_the_most_probable_token():
+    """temperature 0 is argmax whatever the other filters say, in float16 too."""
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0)).half()
+    seen = torch.zeros(8, 1, dtype=torch.int64)
+    best = logits.float().argmax(-1)
+    assert torch.equal(sample(logits, seen, temperature=0, top_k=3, top_p=0.1), best)
+    assert torch.equal(sample(logits, seen, temperature=1.0, top_k=1), best)
+    assert torch.equal(sample(logits, seen, temperature=1.0, top_p=1e-9), best)
+
+
+def test_a_seed_repeats_the_draw_and_leaves_the_global_generator_alone():
+    """Same seed, same tokens; other seed, other tokens; torch's own random state is not touched."""
+    numbers = random_numbers(1)
+    model = our_model(numbers)
+    prompt = prompts(numbers)[2]
+    state = torch.get_rng_state()
+    runs = [list(generate(model, prompt, 30, set(), seed=seed)) for seed in (5, 5, 6)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_tokens_come_one_by_one():
+    """The stream may be left early: nothing is computed beyond what was asked for."""
+    numbers = random_numbers(1)
+    model = our_model(numbers)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    stream = generate(model, [1, 2, 3], 200, set(), temperature=0)
+    assert not calls
+    next(stream), next(stream)
+    stream.close()
+    assert len(calls) == 2
+
+
+def test_generation_keeps_inside_the_context():
+    """It ends when max_position_embeddings are used up, and refuses prompts that leave no room."""
+    numbers = random_numbers(1, max_position_embeddings=16)
+    model = our_model(numbers)
+    assert len(list(generate(model, [1] * 10, 100, set(), temperature=0))) == 6
+    assert len(list(generate(model, [1] * 15, 100, set(), temperature=0))) == 1
+    assert list(generate(model, [1] * 10, 0, set())) == []
+    for length in (16, 17, 500):
+        with pytest.raises(ValueError, match=rf"{length} tokens.*16 \(max_position_embeddings\)"):
+            next(generate(model, [1] * length, 100, set()))
+    with pytest.raises(ValueError, match="no tokens"):
+        next(generate(model, [], 100, set()))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_generation_runs_in_bfloat16_and_under_autocast(kind):
+    """Half-precision weights, and float32 weights under autocast, decode with the same cache."""
+    model = our_model(MODELS[kind])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(list(generate(model, [1, 2, 3], 8, set(), seed=0))) == 8
+    assert len(list(generate(model.bfloat16(), [1, 2, 3], 8, set(), seed=0))) == 8
