@@ -57,7 +57,7 @@ def random_numbers(seed: int, moe: bool = False, **fixed) -> dict:
             ("beta_slow", [0.5, 1.0, 2.0]),
             ("attention_factor", [0.7, 1.3]),
         ):
-            if rng.random() < 0.6:
+            if rng.random() < 0.5:
                 numbers["rope_parameters"][key] = rng.choice(values)
     if moe:
         numbers |= {

@@ -1,0 +1,151 @@
+"""eval_model.py as a user meets it: one prompt, a chat, chat format, mistakes."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import eval_model
+from dataset.chat import encode_conversation
+from dataset.tokenizer import load_tokenizer
+from model.generation import generate
+from model.hf_format import load_model
+from training import cli
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "model" / "tokenizer" / "chat_template.jinja"
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory, tiny_tokenizer_dir) -> Path:
+    """A base model that transformers has written, with our tokenizer and no chat template."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, intermediate_size=64, max_position_embeddings=512,
+        tie_word_embeddings=True, initializer_range=0.4,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    load_tokenizer(tiny_tokenizer_dir).save(folder, chat_template=False)
+    return folder
+
+
+@pytest.fixture
+def chat_folder(base_folder, tmp_path) -> Path:
+    """The same model as a chat-tuned one: its folder has a chat template."""
+    folder = tmp_path / "chat"
+    shutil.copytree(base_folder, folder)
+    shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
+    return folder
+
+
+def run(monkeypatch, capsys, *flags, stdin=""):
+    """What the script prints for these flags and this typed input."""
+    monkeypatch.setattr(sys, "argv", ["eval_model.py", *map(str, flags)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    capsys.readouterr()
+    eval_model.main()
+    return capsys.readouterr().out
+
+
+def greedy(folder, ids, count):
+    """The answer's text, by the decoder that test_generation.py holds against transformers."""
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    stops = {tokenizer.eos_id, tokenizer.control_id("<|im_end|>")}
+    new = list(generate(model, ids, count, stops, temperature=0))
+    return tokenizer.decode([token for token in new if token not in stops])
+
+
+def test_a_base_model_continues_the_prompt(monkeypatch, capsys, base_folder):
+    """Without a chat template the prompt is shown and continued as raw text after <|endoftext|>."""
+    tokenizer = load_tokenizer(base_folder)
+    ids = [tokenizer.eos_id, *tokenizer.encode_text("The cat <|im_end|>")]
+    out = run(
+        monkeypatch, capsys, "--model", base_folder, "--prompt", "The cat <|im_end|>",
+        "--temperature", "0", "--max_new_tokens", "12",
+    )  # fmt: skip
+    assert out == "The cat <|im_end|>" + greedy(base_folder, ids, 12) + "\n"
+
+
+def test_a_chat_model_answers_in_chat_format(monkeypatch, capsys, chat_folder):
+    """With a chat template in the folder the prompt becomes a user turn; only the answer shows."""
+    tokenizer = load_tokenizer(chat_folder)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    ids, _ = encode_conversation(tokenizer, messages, add_generation_prompt=True)
+    out = run(
+        monkeypatch, capsys, "--model", chat_folder, "--prompt", "Hello", "--system", "Be brief.",
+        "--temperature", "0", "--max_new_tokens", "12",
+    )  # fmt: skip
+    assert out == greedy(chat_folder, ids, 12) + "\n"
+
+
+def test_chat_keeps_the_history_until_reset(monkeypatch, capsys, chat_folder):
+    """The second answer sees the first turn; after /reset the same line is answered as at first."""
+    out = run(
+        monkeypatch, capsys, "--model", chat_folder, "--temperature", "0",
+        "--max_new_tokens", "8", stdin="Hello\nHello\n/reset\nHello\n/nonsense\n/help\n/exit\n",
+    )  # fmt: skip
+    first, second, _reset, third, unknown = out.split("> ")[1:6]
+    assert first == third and first != second
+    assert "(a new conversation)" in out and "/nonsense: no such command" in unknown
+    assert "/retry" in out.split("> ")[6]
+
+    tokenizer = load_tokenizer(chat_folder)
+    messages = [{"role": "user", "content": "Hello"}]
+    ids, _ = encode_conversation(tokenizer, messages, add_generation_prompt=True)
+    answer = greedy(chat_folder, ids, 8)
+    assert first == answer + "\n"
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Hello"}]
+    ids, _ = encode_conversation(tokenizer, messages, add_generation_prompt=True)
+    assert second == greedy(chat_folder, ids, 8) + "\n"
+
+
+def test_end_of_input_leaves_the_chat(monkeypatch, capsys, base_folder):
+    """Ctrl-D (end of input) ends the chat with status 0."""
+    assert "a base model" in run(monkeypatch, capsys, "--model", base_folder, stdin="")
+
+
+def test_a_seed_repeats_an_answer(monkeypatch, capsys, base_folder):
+    """The same --seed gives the same text, another seed another."""
+    flags = ["--model", base_folder, "--prompt", "The", "--temperature", "1.5"]
+    a, b, c = (run(monkeypatch, capsys, *flags, "--seed", seed) for seed in (1, 1, 2))
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--model", "{tmp}"], "--model"),
+        (["--model", "{tmp}/none"], "--model"),
+        (["--model", "{base}", "--eval_data", "{tmp}/none.jsonl"], "--eval_data"),
+        (["--model", "{base}", "--prompt", "a " * 600], "max_position_embeddings"),
+        (["--model", "{base}", "--temperature", "-1"], "--temperature"),
+    ],
+)
+def test_mistakes_end_with_status_2(monkeypatch, capsys, base_folder, tmp_path, flags, expected):
+    """One clear line that names the flag, and exit status 2."""
+    flags = [flag.format(tmp=tmp_path, base=base_folder) for flag in flags]
+    monkeypatch.setattr(sys, "argv", ["eval_model.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(eval_model.main)
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_loss_on_held_out_data_ends_with_a_json_line(monkeypatch, capsys, base_folder, tmp_path):
+    """--eval_data prints loss, perplexity = e^loss and bits per byte as a last JSON line."""
+    data = tmp_path / "held_out.jsonl"
+    data.write_text('{"text": "The cat sat on the mat."}\n{"text": "小猫"}\n')
+    out = run(
+        monkeypatch, capsys, "--model", base_folder, "--eval_data", data, "--cache_dir", tmp_path
+    )
+    result = json.loads(out.splitlines()[-1])
+    assert result["perplexity"] == pytest.approx(torch.tensor(result["loss"]).exp().item())
+    nats = result["loss"] * result["tokens"]
+    num_bytes = len("The cat sat on the mat.小猫".encode())
+    assert result["bits_per_byte"] == pytest.approx(nats / 0.6931471805599453 / num_bytes)
