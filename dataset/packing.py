@@ -7,6 +7,7 @@ A *stream* is documents joined, each ending with eos. Rows are cut from it every
 documents end; every token of the stream is the target of exactly one row.
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -208,3 +209,27 @@ def read_row(
         tokens = stream.read(start - 1, start + T)
         loss_mask[: row * T - start] = 0
     return tokens[:-1], tokens[1:], loss_mask
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Put items into bins of `capacity`, whole: best-fit decreasing (Johnson 1974).
+
+    The longest first, each into the fullest bin that still has room. Returns the items' indices per
+    bin; the same lengths always give the same bins. Items longer than the capacity are an error of
+    the caller's.
+    """
+    assert all(0 < length <= capacity for length in lengths)
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        length = int(lengths[item])
+        at = bisect.bisect_left(room, (length, -1))
+        if at == len(room):
+            left, number = capacity, len(bins)
+            bins.append([])
+        else:
+            left, number = room.pop(at)
+        bins[number].append(item)
+        if left > length:
+            bisect.insort(room, (left - length, number))
+    return bins

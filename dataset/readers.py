@@ -123,7 +123,7 @@ def _texts_of(records: Iterator[Record], problems: Problems) -> Iterator[tuple[s
         elif isinstance(text, str):
             problems.add(record.path, record.line, 'text in the field "text"', "an empty string")
         else:
-            problems.add(record.path, record.line, 'a string in the field "text"', _kind(text))
+            problems.add(record.path, record.line, 'a string in the field "text"', kind_of(text))
 
 
 def format_of(path: str | Path) -> str:
@@ -246,7 +246,7 @@ def _read_json_list(path: Path, stream: io.BufferedReader, problems: Problems) -
     except (RecursionError, ValueError) as error:  # too deep, or an integer of too many digits
         raise ValueError(f"{path}: expected a JSON list that can be read, got: {error}") from None
     if not isinstance(items, list):
-        raise ValueError(f"{path}: expected a JSON list, got {_kind(items)}; {hint}")
+        raise ValueError(f"{path}: expected a JSON list, got {kind_of(items)}; {hint}")
     suspicious = b"\\ud" in data or b"\\uD" in data
     for number, fields in enumerate(items, start=1):
         if _is_good_object(fields, suspicious, str(path), number, problems):
@@ -328,7 +328,7 @@ def _read_csv(path: Path, stream: io.BufferedReader, problems: Problems) -> Iter
         if len(row) != len(header):
             columns = "1 column" if len(row) == 1 else f"{len(row)} columns"
             problems.add(name, number, f"{len(header)} columns, as in the header", columns)
-        elif not all(map(_is_utf8, row)):
+        elif not all(map(is_utf8, row)):
             problems.add(name, number, "UTF-8", "bytes that are not UTF-8")
         else:
             yield Record(dict(zip(header, row)), name, number)
@@ -375,16 +375,17 @@ def _parquet_rows(batch) -> list[dict | UnicodeDecodeError]:
 
 def _is_good_object(fields, suspicious: bool, name: str, number: int, problems: Problems) -> bool:
     if not isinstance(fields, dict):
-        problems.add(name, number, "a JSON object", _kind(fields))
+        problems.add(name, number, "a JSON object", kind_of(fields))
         return False
-    if suspicious and not _is_utf8(json.dumps(fields, ensure_ascii=False)):
+    if suspicious and not is_utf8(json.dumps(fields, ensure_ascii=False)):
         got = "a lone surrogate (\\ud800 to \\udfff)"
         problems.add(name, number, "text that UTF-8 can write", got)
         return False
     return True
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can write the text: lone surrogates it cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -392,7 +393,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """What a JSON value is, for an error message."""
     kinds = {bool: "true or false", str: "a string", list: "a list", dict: "an object"}
     kinds |= {int: "a number", float: "a number", type(None): "null"}

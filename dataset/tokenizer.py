@@ -22,6 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 # What a tokenizer folder may consist of; the first two must be there.
 CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+OUR_CHAT_TEMPLATE = Path(__file__).parent.parent / "model" / "tokenizer" / CHAT_TEMPLATE_FILE
 TOKENIZER_FILES = (
     "tokenizer.json",
     CONFIG_FILE,
@@ -129,17 +130,18 @@ class Tokenizer:
     def save(self, folder: Path, chat_template: bool = True) -> None:
         """Copy the tokenizer's files into a model folder.
 
-        chat_template: False leaves the template out, which marks a base model: a folder is
-        chat-tuned when it has a chat template.
+        chat_template: whether to write the template that training here follows, whatever the
+        tokenizer's own was. A folder is chat-tuned when it has one; a base model has none.
         """
         for name in TOKENIZER_FILES:
-            if (self.folder / name).is_file() and (chat_template or name != CHAT_TEMPLATE_FILE):
+            if (self.folder / name).is_file() and name != CHAT_TEMPLATE_FILE:
                 shutil.copyfile(self.folder / name, folder / name)
-        if not chat_template:
-            path = folder / CONFIG_FILE
-            config = json.loads(path.read_text(encoding="utf-8"))
-            if config.pop("chat_template", None) is not None:
-                path.write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+        path = folder / CONFIG_FILE
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("chat_template", None) is not None:
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+        if chat_template:
+            shutil.copyfile(OUR_CHAT_TEMPLATE, folder / CHAT_TEMPLATE_FILE)
 
 
 class StreamDecoder:

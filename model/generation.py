@@ -138,3 +138,33 @@ def generate(
         yield token
         if token in stop_ids:
             return
+
+
+@torch.inference_mode()
+def greedy_answers(
+    model: MiniMindLM, prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int]
+) -> list[list[int]]:
+    """The most probable continuation of every prompt, without its stop id.
+
+    Prompts of equal length run as one batch, so no row is padded.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+    stops = torch.tensor(sorted(stop_ids), device=device)
+    for length in sorted({len(prompt) for prompt in prompts}):
+        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        cache = KVCache(model.config, len(rows), length + max_new_tokens, device, dtype)
+        tokens = torch.tensor([prompts[i] for i in rows], device=device)
+        stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        new = []
+        while len(new) < max_new_tokens and not stopped.all():
+            logits, _ = model(tokens, cache=cache, last_only=True)
+            tokens = logits[:, -1].argmax(-1, keepdim=True)  # [rows, 1]
+            stopped |= torch.isin(tokens[:, 0], stops)
+            new.append(tokens)
+        for i, row in zip(rows, torch.cat(new, dim=1).tolist()):
+            for token in row:
+                if token in stop_ids:
+                    break
+                answers[i].append(token)
+    return answers

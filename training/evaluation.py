@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from model.generation import generate
+from dataset.chat import IM_END, encode_conversation
+from model.generation import generate, greedy_answers
 from training.distributed import Ranks, sum_over_ranks
 
 
@@ -19,7 +20,7 @@ def held_out_loss(
 ) -> dict[str, float]:
     """Loss over every target of `dataset`, the rows shared among the ranks.
 
-    dataset      items (X, Y, loss_mask), as PretrainDataset gives them
+    dataset      items (X, Y, loss_mask) or (X, Y, loss_mask, document_ids)
     token_bytes  int32 [vocab], UTF-8 bytes each token stands for (0 for control tokens)
     autocast     a context manager for the forward pass
 
@@ -33,12 +34,12 @@ def held_out_loss(
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     rows = range(ranks.rank, len(dataset), ranks.world_size)
     batches = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    for X, Y, loss_mask in DataLoader(dataset, batch_sampler=batches):
+    for batch in DataLoader(dataset, batch_sampler=batches):
         # the last batch is filled up: a new shape would make the compiler start again
-        fill = batch_size - len(X)
-        X, Y, loss_mask = (F.pad(t, (0, 0, 0, fill)).to(ranks.device) for t in (X, Y, loss_mask))
+        fill = batch_size - len(batch[0])
+        X, Y, loss_mask, *document_ids = (F.pad(t, (0, 0, 0, fill)).to(ranks.device) for t in batch)
         with autocast:
-            logits, _ = model(X)
+            logits, _ = model(X, *document_ids)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")
         mask = loss_mask.flatten().double()
         totals += torch.stack(
@@ -66,3 +67,19 @@ def continue_text(model, tokenizer, prompt: list[int], max_new_tokens: int, seed
     model.train(was_training)
     text = f"{tokenizer.decode(prompt, skip_control=True)} ⟶ {tokenizer.decode(ids, True)}"
     return " ".join(text.split())
+
+
+def ask(model, tokenizer, questions: list[str], max_new_tokens: int = 48) -> list[str]:
+    """The greedy answer of a chat model to each question, asked alone."""
+    was_training = model.training
+    model.eval()
+    prompts = [
+        encode_conversation(
+            tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True
+        )[0]
+        for question in questions
+    ]
+    stop_ids = {tokenizer.eos_id, tokenizer.control_id(IM_END)}
+    answers = greedy_answers(model, prompts, max_new_tokens, stop_ids)
+    model.train(was_training)
+    return [tokenizer.decode(ids) for ids in answers]
