@@ -2,6 +2,7 @@
 
     python eval_model.py --model out/pretrain --prompt "Once upon a time"    # one answer
     python eval_model.py --model out/full_sft                                # chat
+    python eval_model.py --model out/full_sft --lora out/lora                # with an adapter
     python eval_model.py --model out/pretrain --eval_data held_out.jsonl     # nats, perplexity, bpb
 
 --model is a run's folder (its newest complete checkpoint is taken), one checkpoint, or any dense
@@ -20,15 +21,17 @@ from dataset.packing import whole_stream
 from dataset.pretrain import PretrainDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer, load_tokenizer
+from model import lora
 from model.generation import generate
-from model.hf_format import load_model, read_json
+from model.hf_format import load_model, read_json, weights_sha256
 from model.model import MiniMindLM
 from training import cli
-from training.checkpoint import model_folder
+from training.checkpoint import adapter_folder, model_folder
 from training.distributed import init_distributed
 from training.evaluation import held_out_loss
 
 HELP = """/reset          forget the conversation
+/lora NAME      answer with this adapter from now on; /lora off: with none
 /system TEXT    start anew with this system prompt
 /retry          answer the last message again
 /help           this list
@@ -39,6 +42,8 @@ def parse_args():
     parser = cli.new_parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, default=Path("out/pretrain"), help="run, checkpoint or Qwen3 folder")
+    text = "runs or folders of adapters; the first is on, /lora switches in the chat"
+    add("--lora", type=Path, nargs="+", default=[], help=text)
     add("--prompt", default=None, help="answer this and leave")
     add("--eval_data", default=None, help="data file to measure the loss on")
     add("--system", default=None, help="system prompt of the chat")
@@ -91,11 +96,21 @@ def chat_ids(model: MiniMindLM, tokenizer: Tokenizer, messages: list[dict], args
         del messages[first : first + 2]
 
 
-def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], args):
+def switch_adapter(model: MiniMindLM, adapter: Path | None, args):
+    """Put one adapter beside the base's weights, or none."""
+    if adapter is None:
+        lora.detach(model)
+    else:
+        lora.load_adapter(model, adapter, weights_sha256(model_folder(args.model, "--model")))
+
+
+def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], adapters: dict, args):
     """Talk in the terminal until /exit. A base model continues each line by itself."""
     is_chat = tokenizer.chat_template is not None
     kind = "a chat model" if is_chat else "a base model: it continues what you write"
     print(f"{model.num_parameters() / 1e6:.1f}M parameters, {kind}. /help lists the commands.")
+    if adapters:
+        print(f"Adapters: {', '.join(adapters)} (on: {next(iter(adapters))}).")
     opening = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(opening)
     while True:
@@ -113,6 +128,13 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], args):
             opening = [{"role": "system", "content": rest}] if command == "/system" else opening
             messages = list(opening)
             print("(a new conversation)")
+            continue
+        if command == "/lora" and rest in ("off", *adapters):
+            switch_adapter(model, adapters.get(rest), args)
+            print(f"(adapter: {rest})")
+            continue
+        if command == "/lora":
+            print(f"(adapters: {', '.join(adapters) or 'none; --lora FOLDER brings them'})")
             continue
         if command == "/retry" and messages and messages[-1]["role"] == "assistant":
             messages.pop()
@@ -155,7 +177,10 @@ def measure(model: MiniMindLM, tokenizer: Tokenizer, ranks, args):
 def main():
     args = parse_args()
     folder = model_folder(args.model, "--model")
-    tokenizer = load_tokenizer(folder)
+    adapters = {path.name: adapter_folder(path, "--lora") for path in args.lora}
+    # an adapter made from a base model may be what taught it to chat: its folder says so
+    tokenizer_folders = [f for f in adapters.values() if (f / "tokenizer.json").is_file()]
+    tokenizer = load_tokenizer((*tokenizer_folders, folder)[0])
     ranks = init_distributed(args.device)
     if args.dtype == "auto":
         args.dtype = "bfloat16" if ranks.device.type == "cuda" else "float32"
@@ -173,6 +198,9 @@ def main():
             f"the model {model.config.vocab_size}"
         )
 
+    if adapters:
+        switch_adapter(model, next(iter(adapters.values())), args)
+
     if args.eval_data is not None:
         return measure(model, tokenizer, ranks, args)
 
@@ -184,7 +212,7 @@ def main():
     if tokenizer.chat_template is not None:
         stop_ids.add(tokenizer.control_id(IM_END))
     if args.prompt is None:
-        return chat(model, tokenizer, stop_ids, args)
+        return chat(model, tokenizer, stop_ids, adapters, args)
     if tokenizer.chat_template is None:  # a base model: raw continuation, the prompt shown first
         ids = [tokenizer.eos_id, *tokenizer.encode_text(args.prompt)]
         print(args.prompt, end="", flush=True)

@@ -23,7 +23,7 @@ from dataset.pretrain import PretrainDataset
 from dataset.sampler import UpdateSampler
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import load_tokenizer
-from model.hf_format import load_model
+from model.hf_format import load_model, save_model
 from model.model import MiniMindLM
 from training import checkpoint, cli
 from training.distributed import (
@@ -60,7 +60,7 @@ def parse_args():
     add("--epochs", type=cli.at_least(1), default=1, help="passes over the data")
     text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
     add("--max_steps", type=cli.at_least(0), default=0, help=text)
-    add("--batch_size", type=cli.at_least(1), default=16, help="rows per micro-batch and process")
+    add("--batch_size", type=cli.at_least(1), default=4, help="rows per micro-batch and process")
     add("--accumulation_steps", type=cli.at_least(1), default=1, help="micro-batches per step")
     add("--learning_rate", type=cli.in_range(0, 10), default=2e-3, help="peak, after the warmup")
     text = "last learning rate as a share of the peak"
@@ -151,6 +151,11 @@ def main():
         checkpoint.clear_run(args.out_dir)
     if ranks.is_main:
         cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+
+    def write_model(folder: Path):
+        save_model(model, folder, eos_token_id=tokenizer.eos_id)
+        tokenizer.save(folder, chat_template=False)  # a base model does not chat
+
     log = RunLog(args.out_dir, total_steps, state["step"], ranks.is_main, args)
     log.say(
         f"{model.num_parameters() / 1e6:.1f}M parameters, {dataset.num_tokens:,} training tokens, "
@@ -222,7 +227,7 @@ def main():
                     values["aux_loss"] = mean_aux
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
-                log.metrics(step, speed=True, epoch=epoch, tokens=state["tokens"], **values)
+                log.metrics(step, speed="tokens", epoch=epoch, tokens=state["tokens"], **values)
             update_loss.zero_()
             if val_dataset and (step % args.eval_interval == 0 or step == total_steps):
                 result = held_out_loss(
@@ -243,11 +248,7 @@ def main():
             if step % args.save_interval == 0 or step == total_steps:
                 state |= identity | {"step": step, "scaler": scaler.state_dict()}
                 if ranks.is_main:
-                    checkpoint.save_checkpoint(
-                        args.out_dir, model, optimizer, state,
-                        partial(tokenizer.save, chat_template=False),  # a base model does not chat
-                        tokenizer.eos_id,
-                    )  # fmt: skip
+                    checkpoint.save_checkpoint(args.out_dir, model, optimizer, state, write_model)
                     checkpoint.remove_old_checkpoints(
                         args.out_dir, args.keep_checkpoints, state["best_step"]
                     )

@@ -8,6 +8,8 @@ documents end; every token of the stream is the target of exactly one row.
 """
 
 import bisect
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,6 +171,24 @@ def _held_out_limit(files: Sequence[TokenFile], val_fraction: float) -> np.uint6
             f"split; pass --val_fraction 0, or --val_data_path with a file of its own"
         )
     return distinct[last]
+
+
+def held_out_items(contents: Sequence[bytes], val_fraction: float) -> np.ndarray:
+    """bool [items]: those with the smallest hashes of their content, up to the fraction of them.
+
+    Equal contents fall on one side; with a fraction above 0 at least one item is held out. Raises
+    ValueError if nothing would be left to train on.
+    """
+    hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+    count = math.ceil(val_fraction * len(hashes))
+    limit = sorted(hashes)[count - 1] if count else b""
+    held_out = np.array([h <= limit for h in hashes], bool)
+    if len(held_out) and held_out.all():
+        raise ValueError(
+            f"--val_fraction {val_fraction}: nothing would be left to train on; "
+            "pass --val_fraction 0, or --val_data_path with a file of its own"
+        )
+    return held_out
 
 
 def num_rows(num_tokens: int, max_seq_len: int) -> int:

@@ -9,7 +9,9 @@ attention stays inside each and positions restart.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch.utils.data import Dataset
 
 from dataset.chat import encode_conversation
 from dataset.conversations import Conversation
-from dataset.packing import best_fit
+from dataset.packing import best_fit, held_out_items
 from dataset.tokenizer import Tokenizer
 
 
@@ -49,6 +51,21 @@ class EncodedConversations:
             ids.append(np.array(tokens, np.int32))
             masks.append(np.array(mask, np.uint8))
             self.sources.append((conversation.path, conversation.line))
+        self._join(ids, masks)
+
+    def split(self, val_fraction: float) -> tuple[EncodedConversations, EncodedConversations]:
+        """(training, held out): out go those with the smallest hashes, as `held_out_items` says."""
+        is_val = held_out_items([self[i][0].tobytes() for i in range(len(self))], val_fraction)
+        return self._subset(np.flatnonzero(~is_val)), self._subset(np.flatnonzero(is_val))
+
+    def _subset(self, indices: np.ndarray) -> EncodedConversations:
+        part = copy.copy(self)
+        chosen = [self[i] for i in indices]
+        part._join([ids for ids, _ in chosen], [mask for _, mask in chosen])
+        part.sources = [self.sources[i] for i in indices]
+        return part
+
+    def _join(self, ids: list[np.ndarray], masks: list[np.ndarray]) -> None:
         self.ends = np.cumsum([len(x) for x in ids], dtype=np.int64)
         self.ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
         self.masks = np.concatenate(masks) if masks else np.zeros(0, np.uint8)
@@ -89,6 +106,21 @@ def _cut_to_fit(conversation: Conversation, tokenizer: Tokenizer, limit: int):
     return None
 
 
+def repeats_by_weight(sources: list[tuple[str, int]], weights: dict[str, float]) -> np.ndarray:
+    """int64 [conversations]: how often each is taken per epoch, from the weight of its file.
+
+    Weight 2 takes every conversation twice, 0.5 every second one, 1.5 them all and every second
+    one once more.
+    """
+    seen: dict[str, int] = {}
+    repeats = np.ones(len(sources), np.int64)
+    for i, (path, _) in enumerate(sources):
+        weight, number = weights[path], seen.get(path, 0)
+        repeats[i] = math.floor((number + 1) * weight) - math.floor(number * weight)
+        seen[path] = number + 1
+    return repeats
+
+
 class SFTDataset(Dataset):
     """Rows of conversations: (X int64 [T], Y int64 [T], loss_mask float32 [T], document_ids [T]).
 
@@ -115,6 +147,8 @@ class SFTDataset(Dataset):
         items = np.arange(len(encoded))
         if repeats is not None:
             items = np.repeat(items, repeats)
+        if len(items) == 0:
+            raise ValueError("--data_weights: no conversation is left")
         lengths = encoded.lengths[items] - 1
         bins = best_fit(lengths, max_seq_len) if packing else [[i] for i in range(len(items))]
         self.rows = [items[row] for row in bins]
@@ -152,6 +186,14 @@ class SFTDataset(Dataset):
     def efficiency(self) -> float:
         """Share of the rows' positions that hold real tokens."""
         return self.num_tokens / (len(self) * self.max_seq_len)
+
+    def summary(self) -> str:
+        """One line for a person: how many, how well packed, what was cut."""
+        return (
+            f"{len(self.encoded):,} conversations in {len(self):,} rows, {self.efficiency:.1%} of "
+            f"the positions used; {self.encoded.num_cut:,} cut after an answer, "
+            f"{self.encoded.num_too_long:,} left out as too long"
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ in memory (`mlp.gate_proj [E, I, C]`) and split per expert on disk
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -102,6 +103,18 @@ def load_model(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """A hash of a folder's weights: names, shapes, dtypes and bits, however split into files."""
+    where = _tensor_files(Path(folder))
+    digest = hashlib.sha256()
+    for name in sorted(where):
+        with safe_open(where[name], framework="pt") as f:
+            tensor = f.get_tensor(name)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict:

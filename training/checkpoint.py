@@ -20,32 +20,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.config import LMConfig
-from model.hf_format import load_config, read_json, save_model
+from model.hf_format import load_config, read_json
 
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 def save_checkpoint(
-    out_dir: Path,
-    model,
-    optimizer,
-    state: dict,
-    save_tokenizer: Callable[[Path], None],
-    eos_token_id,
+    out_dir: Path, model, optimizer, state: dict, write_model: Callable[[Path], None]
 ) -> Path:
     """Write `out_dir/step-<state["step"]>` and return its path. Call on one rank only.
 
-    state           JSON values that resuming needs, "step" (optimizer steps done) among them
-    save_tokenizer  writes the tokenizer's files into a folder
-    eos_token_id    the token, or tokens, at which generation stops
+    state        JSON values that resuming needs, "step" (optimizer steps done) among them
+    write_model  writes what other tools open, weights and tokenizer, into an existing folder
     """
     folder = Path(out_dir) / f"step-{state['step']:08d}"
     temporary = Path(out_dir) / f".tmp-{folder.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_model(model, temporary, eos_token_id)
-        save_tokenizer(temporary)
+        write_model(temporary)
         save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
         (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
         files = {f.name: _describe(f) for f in sorted(temporary.iterdir())}
@@ -62,14 +55,16 @@ def save_checkpoint(
     return folder
 
 
-def find_checkpoint(out_dir: Path, resume: str, overwrite: bool, config: LMConfig) -> Path | None:
+def find_checkpoint(
+    out_dir: Path, resume: str, overwrite: bool, config: LMConfig | None = None
+) -> Path | None:
     """The checkpoint that --resume means, or None to start anew. Deletes nothing.
 
     Raises ValueError where starting anew would run over an earlier run's checkpoints, or where the
-    checkpoint holds another model than `config`.
+    checkpoint holds another model than `config` (None: it holds an adapter, checked when loaded).
     """
     folder = _named_checkpoint(out_dir, resume, overwrite)
-    if folder is not None:
+    if folder is not None and config is not None:
         saved = load_config(folder)
         for name, value in config.to_dict().items():
             have = getattr(saved, name)
@@ -195,6 +190,15 @@ def model_folder(path: str | Path, flag: str) -> Path:
         if newest is not None:
             return newest
     raise ValueError(f"{flag} {path}: neither a model folder nor a run with a complete checkpoint")
+
+
+def adapter_folder(path: str | Path, flag: str) -> Path:
+    """A folder that holds an adapter: `path` itself, or the newest complete step of a run."""
+    path = Path(path)
+    folder = path if (path / "adapter_config.json").is_file() else newest_checkpoint(path)
+    if folder is None or not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{flag} {path}: neither an adapter's folder nor a run of train_lora.py")
+    return folder
 
 
 def remove_old_checkpoints(out_dir: str | Path, keep: int, best_step: int | None):

@@ -15,8 +15,17 @@ import torch
 
 from model.config import PRESETS, LMConfig
 from model.hf_format import load_config
+from model.lora import LoRAConfig, default_targets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# LMConfig fields that weights loaded from a folder do not decide
+CHANGEABLE = (
+    "max_position_embeddings", "yarn_factor", "yarn_original_length", "yarn_beta_fast",
+    "yarn_beta_slow", "yarn_attention_factor", "dropout", "router_aux_loss_coef",
+    "initializer_range",
+)  # fmt: skip
 
 
 def new_parser(doc: str) -> argparse.ArgumentParser:
@@ -28,15 +37,46 @@ def new_parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
 
 
-def add_model_flags(parser: argparse.ArgumentParser):
-    """--preset and a flag for every field of LMConfig; one left out keeps the preset's value."""
+def add_model_flags(parser: argparse.ArgumentParser, of_a_loaded_model: bool = False):
+    """--preset and a flag for every field of LMConfig; one left out keeps the preset's value.
+
+    of_a_loaded_model: only the flags of what the weights of --init_from do not decide.
+    """
     group = parser.add_argument_group("model")
-    group.add_argument("--preset", choices=PRESETS, default="demo", help="named size to start from")
+    if not of_a_loaded_model:
+        text = "named size to start from"
+        group.add_argument("--preset", choices=PRESETS, default="demo", help=text)
     for f in fields(LMConfig):
+        if of_a_loaded_model and f.name not in CHANGEABLE:
+            continue
         kind = {"bool": BOOL, "int": {"type": int}, "float": {"type": float}}[f.type]
-        text = f"{f.metadata['help']} (default: the preset's, else {f.default})"
+        base = "--init_from's" if of_a_loaded_model else f"the preset's, else {f.default}"
+        text = f"{f.metadata['help']} (default: {base})"
         # argparse.SUPPRESS: the attribute exists only if the flag was given
         group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind)
+
+
+def add_lora_flags(parser: argparse.ArgumentParser, rank: int):
+    """The numbers of an adapter. `rank` is the default; where it is 0, an adapter is optional."""
+    add = parser.add_argument_group("adapter").add_argument
+    text = "rank of every adapter" + ("" if rank else "; 0: none, all weights are trained")
+    add("--lora_rank", type=at_least(min(rank, 1)), default=rank, help=text)
+    text = "the adapter counts alpha / rank times"
+    add("--lora_alpha", type=in_range(1e-6, 1e6), default=16.0, help=text)
+    text = "probability of zeroing an adapter's input"
+    add("--lora_dropout", type=in_range(0, 0.99), default=0.0, help=text)
+    text = "names of the linear layers that get one; None: all of attention and feed-forward"
+    add("--lora_targets", nargs="+", default=None, help=text)
+    add("--use_rslora", action="store_true", help="alpha / sqrt(rank) in place of alpha / rank")
+    add("--use_dora", action="store_true", help="train the length of every weight row too")
+
+
+def build_lora(args: argparse.Namespace, config: LMConfig) -> LoRAConfig:
+    """The LoRAConfig that the flags ask for. Raises ValueError naming the flag."""
+    targets = tuple(args.lora_targets or default_targets(config.use_moe))
+    return LoRAConfig(
+        args.lora_rank, args.lora_alpha, args.lora_dropout, targets, args.use_rslora, args.use_dora
+    )
 
 
 def given_model_fields(args: argparse.Namespace) -> dict:
@@ -73,14 +113,6 @@ def build_config(args: argparse.Namespace, tokenizer_size: int) -> LMConfig:
     return config
 
 
-# LMConfig fields that weights loaded from a folder do not decide
-CHANGEABLE = (
-    "max_position_embeddings", "yarn_factor", "yarn_original_length", "yarn_beta_fast",
-    "yarn_beta_slow", "yarn_attention_factor", "dropout", "router_aux_loss_coef",
-    "initializer_range",
-)  # fmt: skip
-
-
 def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     """Where it runs, what it leaves behind, what it prints."""
     group = parser.add_argument_group("run")
@@ -92,7 +124,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--compile", **BOOL, default=None, help=text)
     add("--num_workers", type=at_least(0), default=0, help="loader processes per rank")
     add("--log_interval", type=at_least(1), default=10, help="optimizer steps between log lines")
-    add("--eval_interval", type=at_least(1), default=100, help="optimizer steps between held-out")
+    add("--eval_interval", type=at_least(1), default=200, help="optimizer steps between held-out")
     add(
         "--save_interval", type=at_least(1), default=200, help="optimizer steps between checkpoints"
     )
@@ -143,6 +175,13 @@ def in_range(low: float, high: float) -> Callable[[str], float]:
         return float(text)
 
     return number
+
+
+def paired(paths: list, weights: list[float]) -> dict[str, float]:
+    """--data_weights by file; ValueError unless there is one for each."""
+    if len(paths) != len(weights):
+        raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
+    return {str(path): weight for path, weight in zip(paths, weights)}
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

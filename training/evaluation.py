@@ -1,8 +1,10 @@
-"""Held-out loss: nats per token and bits per byte over whole datasets."""
+"""What a model can do: held-out loss over whole datasets, continuations, answers to questions."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.chat import IM_END, encode_conversation
+from dataset.readers import Problems, read_records
+from dataset.sft import EncodedConversations
 from model.generation import generate, greedy_answers
 from training.distributed import Ranks, sum_over_ranks
 
@@ -69,17 +73,61 @@ def continue_text(model, tokenizer, prompt: list[int], max_new_tokens: int, seed
     return " ".join(text.split())
 
 
-def ask(model, tokenizer, questions: list[str], max_new_tokens: int = 48) -> list[str]:
-    """The greedy answer of a chat model to each question, asked alone."""
+class Question(NamedTuple):
+    """Something to ask a chat model, and the answer hoped for."""
+
+    text: str
+    answer: str
+    prompt: list[int]  # ids up to where the assistant begins to speak
+
+
+def read_questions(path: str | Path, tokenizer, chat: bool = True) -> list[Question]:
+    """The questions of a file with the fields "question" and "answer".
+
+    chat: each is a user's message; else, for a base model, a line of text to go on from. Raises
+    what `readers.read_records` raises, and DataError where a field is missing or not text.
+    """
+    problems, questions = Problems(), []
+    for record in read_records(path, "stop", problems, flag="--questions"):
+        text, answer = record.fields.get("question"), record.fields.get("answer")
+        if not isinstance(text, str) or not isinstance(answer, str):
+            expected = 'text in the fields "question" and "answer"'
+            problems.add(record.path, record.line, expected, ", ".join(record.fields) or "none")
+            continue
+        if chat:
+            message = {"role": "user", "content": text}
+            ids, _ = encode_conversation(tokenizer, [message], add_generation_prompt=True)
+        else:
+            ids = [tokenizer.eos_id, *tokenizer.encode_text(text + "\n")]
+        questions.append(Question(text, answer, ids))
+    return questions
+
+
+def first_questions(encoded: EncodedConversations, tokenizer, count: int) -> list[Question]:
+    """The openings of the first conversations: everything before the first answer, and it."""
+    questions = []
+    for i in range(min(count, len(encoded))):
+        ids, mask = encoded[i]
+        start = int(mask.argmax())
+        end = start + int((mask[start:] == 0).argmax())  # the turn's closing newline has mask 0
+        text = " ".join(tokenizer.decode(ids[:start].tolist(), True).split())
+        answer = tokenizer.decode(ids[start : end - 1].tolist())
+        questions.append(Question(text, answer, ids[:start].tolist()))
+    return questions
+
+
+def ask(model, tokenizer, questions: list[Question], max_new_tokens: int = 64) -> list[str]:
+    """The model's greedy answer to each question, asked alone."""
     was_training = model.training
     model.eval()
-    prompts = [
-        encode_conversation(
-            tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True
-        )[0]
-        for question in questions
-    ]
     stop_ids = {tokenizer.eos_id, tokenizer.control_id(IM_END)}
+    prompts = [question.prompt for question in questions]
     answers = greedy_answers(model, prompts, max_new_tokens, stop_ids)
     model.train(was_training)
-    return [tokenizer.decode(ids) for ids in answers]
+    return [tokenizer.decode(ids).strip() for ids in answers]
+
+
+def exact_match(questions: list[Question], answers: list[str]) -> float:
+    """Share of the answers that are the expected text, outer white space aside."""
+    right = sum(q.answer.strip() == a.strip() for q, a in zip(questions, answers, strict=True))
+    return right / max(1, len(questions))

@@ -38,14 +38,14 @@ class RunLog:
             if self.bar is not None:
                 self.bar.update()
 
-    def metrics(self, step: int, speed: bool = False, **values):
-        """Record numbers of `step`; print them as one line; with speed=True, add tokens/s."""
+    def metrics(self, step: int, speed: str | None = None, **values):
+        """Record numbers of `step`; print them as one line; speed="tokens" adds tokens_per_s."""
         if not self.is_main:
             return
         shown = dict(values)
         if speed:
             now = time.perf_counter()
-            shown["tokens_per_s"] = self.tokens / (now - self.clock)
+            shown[f"{speed}_per_s"] = self.tokens / (now - self.clock)
             self.clock, self.tokens = now, 0
         record = {"step": step} | shown
         self.file.write(json.dumps(record) + "\n")

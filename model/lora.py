@@ -1,0 +1,260 @@
+"""Low-rank adapters as real modules: attach, merge, save and load in PEFT's folder format.
+
+LoRA (Hu et al. 2021): y = W x + s · B A x with W frozen, A [r, in] and B [out, r] trained. The
+scale s is alpha / r, or alpha / √r with rsLoRA (Kalajdzievski 2023). DoRA (Liu et al. 2024) also
+trains the length m of every row of the sum: y = m · (W + s B A) x / ‖W + s B A‖.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.hf_format import read_json
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+_PREFIX = "base_model.model."  # of every tensor name in PEFT's file
+_BASE_KEY = "base_sha256"  # in the file's metadata, which other tools leave alone
+
+
+def default_targets(use_moe: bool) -> tuple[str, ...]:
+    """All linear layers of attention and feed-forward; experts are stacked and get none."""
+    return ATTENTION if use_moe else ATTENTION + FEED_FORWARD
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """The numbers of an adapter. Raises ValueError naming the flag if it cannot exist."""
+
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def __post_init__(self):
+        if self.lora_rank < 1:
+            raise ValueError(f"--lora_rank: expected at least 1, got {self.lora_rank}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout: expected 0 <= p < 1, got {self.lora_dropout}")
+        if not self.lora_targets:
+            raise ValueError("--lora_targets: expected at least one name")
+
+    @property
+    def scale(self) -> float:
+        """s, what the product B A is multiplied by."""
+        return self.lora_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"lora_targets": list(self.lora_targets)}
+
+    def to_peft_dict(self, base: str) -> dict:
+        """adapter_config.json for the model in the folder `base`."""
+        return {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+            "r": self.lora_rank, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout,
+            "target_modules": list(self.lora_targets), "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora, "bias": "none", "fan_in_fan_out": False,
+            "inference_mode": True, "init_lora_weights": True,
+        }  # fmt: skip
+
+    @classmethod
+    def from_peft_dict(cls, content: dict) -> LoRAConfig:
+        """Read an adapter_config.json; ValueError for kinds of adapters that are not built here."""
+        if content.get("peft_type") != "LORA":
+            raise ValueError(f"peft_type: expected 'LORA', got {content.get('peft_type')!r}")
+        for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
+                    "fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters",
+                    "trainable_token_indices", "exclude_modules"):  # fmt: skip
+            if content.get(key):
+                raise ValueError(f"{key}: not supported here, got {content[key]!r}")
+        if content.get("bias", "none") != "none":
+            raise ValueError(f"bias: expected 'none', got {content['bias']!r}")
+        targets = content.get("target_modules")
+        if targets == "all-linear":
+            targets = ATTENTION + FEED_FORWARD
+        if not isinstance(targets, (list, tuple)) or not all(isinstance(t, str) for t in targets):
+            raise ValueError(f"target_modules: expected a list of names, got {targets!r}")
+        rank, alpha = content.get("r"), content.get("lora_alpha")
+        dropout = content.get("lora_dropout", 0.0)
+        for key, value in (("r", rank), ("lora_alpha", alpha), ("lora_dropout", dropout)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{key}: expected a number, got {value!r}")
+        if int(rank) != rank:
+            raise ValueError(f"r: expected a whole number, got {rank!r}")
+        return cls(
+            int(rank), float(alpha), float(dropout), tuple(sorted(targets)),
+            bool(content.get("use_rslora")), bool(content.get("use_dora")),
+        )  # fmt: skip
+
+
+class LoRALinear(nn.Linear):
+    """A frozen linear layer [out, in] with an adapter beside it: x [..., in] → [..., out]."""
+
+    def __init__(self, base: nn.Linear, config: LoRAConfig):
+        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
+        self.weight = base.weight  # the same parameter: attaching costs no copy
+        self.scale = config.scale
+        kind = {"bias": False, "device": base.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Linear(base.in_features, config.lora_rank, **kind)
+        self.lora_B = nn.Linear(config.lora_rank, base.out_features, **kind)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)  # so that training starts from the base itself
+        self.dropout = nn.Dropout(config.lora_dropout)
+        self.lora_magnitude_vector = None
+        if config.use_dora:
+            self.lora_magnitude_vector = nn.Parameter(self.weight.detach().float().norm(dim=1))
+
+    def delta(self) -> Tensor:
+        """s · B A, float32 [out, in]: what the adapter adds to the weight."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.scale * (self.lora_B.weight @ self.lora_A.weight)
+
+    def merged_weight(self) -> Tensor:
+        """The one matrix [out, in] that does what base and adapter do together, in float32."""
+        weight = self.weight.detach().float() + self.delta()
+        if self.lora_magnitude_vector is not None:
+            weight = weight * (self.lora_magnitude_vector / weight.norm(dim=1))[:, None]
+        return weight.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.dropout(x)
+        low_rank = self.scale * self.lora_B(self.lora_A(dropped.to(self._adapter_dtype(x))))
+        y = F.linear(x, self.weight)
+        if self.lora_magnitude_vector is None:
+            return y + low_rank.to(y.dtype)
+        # the length ‖W + s B A‖ counts as a constant (the paper's section 4.3)
+        norm = (self.weight.float() + self.delta()).norm(dim=1).detach()
+        ratio = (self.lora_magnitude_vector / norm).to(y.dtype)
+        kept = y if dropped is x else F.linear(dropped, self.weight)
+        return y + (ratio - 1) * kept + ratio * low_rank.to(y.dtype)
+
+    def _adapter_dtype(self, x: Tensor) -> torch.dtype:
+        """float32 beside a bfloat16 base; under autocast the products choose for themselves."""
+        return x.dtype if torch.is_autocast_enabled(x.device.type) else torch.float32
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    """(name, layer) of every layer with an adapter."""
+    return ((n, m) for n, m in model.named_modules() if isinstance(m, LoRALinear))
+
+
+def attach(model: nn.Module, config: LoRAConfig):
+    """Freeze the model and put a fresh adapter beside every linear layer whose name is a target.
+
+    Raises ValueError for a target that no linear layer of the model has.
+    """
+    model.requires_grad_(False)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for target in config.lora_targets:
+        if not any(name.split(".")[-1] == target for name in layers):
+            have = ", ".join(sorted({name.split(".")[-1] for name in layers} - {"lm_head"}))
+            raise ValueError(f"--lora_targets {target}: the model's linear layers are {have}")
+    widest = max(max(layer.weight.shape) for layer in layers.values())
+    if config.lora_rank > widest:
+        raise ValueError(f"--lora_rank {config.lora_rank}: no matrix is wider than {widest}")
+    for name, layer in layers.items():
+        if name.split(".")[-1] in config.lora_targets:
+            _replace(model, name, LoRALinear(layer, config).train(layer.training))
+
+
+def detach(model: nn.Module):
+    """Take all adapters away: the base as it was."""
+    for name, layer in list(adapters(model)):
+        _replace(model, name, _linear(layer.weight))
+
+
+def merge(model: nn.Module):
+    """Put the adapters into the weights: a plain model that computes the same."""
+    for name, layer in list(adapters(model)):
+        merged = layer.merged_weight().to(layer.weight.dtype)
+        _replace(model, name, _linear(nn.Parameter(merged, requires_grad=False)))
+
+
+def _linear(weight: nn.Parameter) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = weight
+    return layer
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module):
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' tensors under PEFT's names."""
+    return {_PREFIX + n: p for n, p in model.named_parameters() if ".lora_" in n}
+
+
+def save_adapter(
+    model: nn.Module, config: LoRAConfig, folder: str | Path, base: str | Path, base_sha256: str
+):
+    """Write adapter_config.json and adapter_model.safetensors into an existing folder.
+
+    base, base_sha256: the folder of the model under the adapter and its `weights_sha256`.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
+    metadata = {"format": "pt", _BASE_KEY: base_sha256}
+    save_file(tensors, Path(folder) / WEIGHTS_FILE, metadata)
+    text = json.dumps(config.to_peft_dict(str(base)), indent=2)
+    (Path(folder) / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str) -> LoRAConfig:
+    """Attach the adapter of a folder, ours or PEFT's, in place of any that is there.
+
+    Raises ValueError with the path for an adapter of another base (ours says which; one made by
+    PEFT does not, there the shapes decide) or a file that does not fit.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG_FILE
+    try:
+        config = LoRAConfig.from_peft_dict(read_json(path))
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if str(path) in message else f"{path}: {message}") from None
+    file = folder / WEIGHTS_FILE
+    try:
+        with safe_open(file, framework="pt") as f:
+            made_for = (f.metadata() or {}).get(_BASE_KEY)
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+    if made_for not in (None, base_sha256):
+        raise ValueError(
+            f"{folder}: the adapter was trained on other weights than this model's "
+            f"(base {made_for[:12]}, here {base_sha256[:12]})"
+        )
+    detach(model)
+    try:
+        attach(model, config)
+        parameters = _tensors(model)
+        for name in sorted(set(parameters) ^ set(tensors)):
+            where = "missing from" if name in parameters else "not expected in"
+            raise ValueError(f"{name} is {where} the adapter")
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise ValueError(
+                    f"{name} is {tuple(tensors[name].shape)}, "
+                    f"this model needs {tuple(parameter.shape)}"
+                )
+    except ValueError as error:
+        detach(model)
+        raise ValueError(f"{file}: {error}") from None
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    return config

@@ -1,0 +1,327 @@
+"""Direct preference optimisation: of two answers to a prompt, make the chosen one likelier.
+
+    python train_dpo.py                                       # out/full_sft, the demo's pairs
+    python train_dpo.py --init_from out/full_sft --data_path pairs.jsonl --loss simpo
+    torchrun --nproc_per_node 8 train_dpo.py --init_from Qwen3-0.6B --data_path pairs.jsonl
+
+The same sequence of steps as train_pretrain.py, with the loss of `preference_loss` below. The
+reference is the model this starts from: its log-probabilities are computed once, before training,
+and kept in a file, so that training holds one model. With --lora_rank only adapters are trained.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from dataset.chat import IM_END
+from dataset.demo import write_demo
+from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.sampler import UpdateSampler
+from dataset.tokenizer import load_tokenizer
+from model import lora
+from model.hf_format import load_model, save_model, weights_sha256
+from training import checkpoint, cli
+from training.distributed import init_distributed, seed_dropout, shutdown, sum_over_ranks
+from training.evaluation import ask, exact_match, read_questions
+from training.losses import document_log_probs
+from training.lr_schedule import learning_rate
+from training.optimizers import adamw
+from training.reference import pair_log_probs, reference_log_probs
+from training.run_log import RunLog
+
+METRICS = (
+    "loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_log_prob",
+    "rejected_log_prob",
+)  # fmt: skip
+
+
+def preference_loss(policy, reference, lengths, args):
+    """The loss of every pair [...], and METRICS of every pair [..., 7].
+
+    policy, reference  [..., 2]: log-probability of the whole chosen, of the whole rejected answer
+    lengths            [..., 2]: their tokens
+    """
+    beta, log_ratios = args.beta, policy - reference
+    delta = log_ratios[..., 0] - log_ratios[..., 1]
+    if args.loss == "sigmoid":  # DPO (Rafailov et al. 2023): -log σ(β Δ)
+        loss = -F.logsigmoid(beta * delta)
+    elif args.loss == "ipo":  # Azar et al. 2023, with means over tokens: (Δ - 1 / 2β)²
+        per_token = log_ratios / lengths
+        loss = (per_token[..., 0] - per_token[..., 1] - 1 / (2 * beta)) ** 2
+    elif args.loss == "robust":  # Chowdhury et al. 2024: a share ε of the labels is wrong
+        eps = args.label_smoothing
+        right, wrong = F.logsigmoid(beta * delta), F.logsigmoid(-beta * delta)
+        loss = -((1 - eps) * right - eps * wrong) / (1 - 2 * eps)
+    else:  # SimPO (Meng et al. 2024): no reference, means over tokens, a target margin γ
+        log_ratios = policy / lengths
+        delta = log_ratios[..., 0] - log_ratios[..., 1]
+        loss = -F.logsigmoid(beta * delta - args.simpo_gamma)
+    if args.sft_weight:  # keep the chosen answers likely: their loss in nats per token
+        loss = loss - args.sft_weight * policy[..., 0] / lengths[..., 0]
+    rewards = beta * log_ratios
+    margin = rewards[..., 0] - rewards[..., 1]
+    values = (loss, (margin > 0).float(), margin, *rewards.unbind(-1), *policy.unbind(-1))
+    return loss, torch.stack([value.detach() for value in values], dim=-1)
+
+
+def parse_args():
+    parser = cli.new_parser(__doc__)
+    cli.add_model_flags(parser, of_a_loaded_model=True)
+    cli.add_lora_flags(parser, rank=0)
+
+    add = parser.add_argument_group("preferences").add_argument
+    text = "of a pair: sigmoid is DPO, ipo, robust (wrong labels), simpo (no reference)"
+    add("--loss", choices=["sigmoid", "ipo", "robust", "simpo"], default="sigmoid", help=text)
+    add("--beta", type=cli.in_range(1e-6, 1e3), default=0.1, help="strength of the reference")
+    text = "robust: share of pairs whose labels are taken to be wrong"
+    add("--label_smoothing", type=cli.in_range(0, 0.49), default=0.1, help=text)
+    add("--simpo_gamma", type=cli.in_range(0, 100), default=0.5, help="simpo: target margin")
+    text = "weight of the chosen answers' own loss (nats per token); 0: none"
+    add("--sft_weight", type=cli.in_range(0, 1e3), default=0.0, help=text)
+
+    add = parser.add_argument_group("data").add_argument
+    text = "one or several files of pairs; None: the demo corpus"
+    add("--data_path", nargs="+", default=None, help=text)
+    add("--val_data_path", nargs="+", default=None, help="held-out files, in place of a fraction")
+    text = "share of the pairs held out for evaluation"
+    add("--val_fraction", type=cli.in_range(0, 0.5), default=0.1, help=text)
+    text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the demo\'s '
+    add("--questions", type=Path, default=None, help=text + "if --data_path is")
+    text = "model folder or run to start from, the reference"
+    add("--init_from", type=Path, default=Path("out/full_sft"), help=text)
+    add("--max_seq_len", type=cli.at_least(1), default=768, help="tokens per row")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=cli.at_least(1), default=1, help="passes over the data")
+    text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
+    add("--max_steps", type=cli.at_least(0), default=0, help=text)
+    add("--batch_size", type=cli.at_least(1), default=2, help="rows per micro-batch and process")
+    add("--accumulation_steps", type=cli.at_least(1), default=1, help="micro-batches per step")
+    add("--learning_rate", type=cli.in_range(0, 10), default=5e-5, help="peak, after the warmup")
+    text = "last learning rate as a share of the peak"
+    add("--min_lr_ratio", type=cli.in_range(0, 1), default=0.1, help=text)
+    add("--warmup_steps", type=cli.at_least(0), default=20, help="optimizer steps of linear rise")
+    add("--weight_decay", type=cli.in_range(0, 10), default=0.0, help="on matrices, per unit of lr")
+    text = "largest norm of the whole gradient; 0: no clipping"
+    add("--grad_clip", type=cli.in_range(0, 1e9), default=1.0, help=text)
+
+    cli.add_run_flags(parser, out_dir="out/dpo")
+    return parser.parse_args()  # (1) parse the command line
+
+
+def main():
+    args = parse_args()
+    args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
+    tokenizer = load_tokenizer(args.init_from)
+
+    # (2) the architecture
+    config = cli.build_config(args, tokenizer.vocab_size)
+
+    # (3) under torchrun: join the process group, take this rank's device
+    ranks = init_distributed(args.device)
+    device = ranks.device
+    dtype = cli.choose_dtype(args.dtype, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    # (4) the model, which is still the reference
+    is_lora = args.lora_rank > 0
+    expected = None if is_lora else config
+    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, expected)
+    base_sha256 = weights_sha256(args.init_from)
+    model = load_model(args.init_from, device, config=config)
+
+    # (5) the dataset: both answers of a pair in one row, and what the reference says of them
+    data_path = args.data_path
+    if data_path is None:
+        demo = write_demo("out/demo_data")
+        data_path, args.questions = [demo["dpo.jsonl"]], args.questions or demo["questions.jsonl"]
+    encoded = EncodedPairs(read_pairs(data_path, args.on_bad_record), tokenizer, args.max_seq_len)
+    if args.val_data_path:
+        pairs = read_pairs(args.val_data_path, args.on_bad_record, flag="--val_data_path")
+        val_encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)
+    else:
+        encoded, val_encoded = encoded.split(args.val_fraction)
+    dataset = DPODataset(encoded, args.max_seq_len)
+    val_dataset = DPODataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
+    questions = read_questions(args.questions, tokenizer) if args.questions else []
+    reference, val_reference = (
+        reference_log_probs(
+            model, part, args.batch_size, ranks, autocast, f"{base_sha256} {dtype}", args.cache_dir
+        )
+        for part in (dataset, val_dataset or dataset)
+    )
+    lengths = dataset.answer_lengths.to(device)
+
+    # from here on the model is the policy: all of its weights, or adapters
+    torch.manual_seed(args.seed)  # the same first adapters on every rank
+    adapter = None
+    if is_lora:
+        adapter = cli.build_lora(args, config)
+        lora.attach(model, adapter)
+    if resumed_from and is_lora:
+        lora.load_adapter(model, resumed_from, base_sha256)
+    elif resumed_from:
+        model = load_model(resumed_from, device, config=config)
+    model.train()
+    compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
+
+    # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
+    sampler = UpdateSampler(
+        len(dataset), dataset.num_pairs, args.batch_size, args.accumulation_steps,
+        ranks.rank, ranks.world_size, args.seed,
+    )  # fmt: skip
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
+    epochs = -(-total_steps // sampler.updates_per_epoch)
+
+    # (7) the optimizer, (8) the scaler, which does something for float16 alone
+    optimizer = adamw(model, args.learning_rate, args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # (9) several processes: average the gradients
+    wrapped = compiled
+    if ranks.is_distributed:
+        wrapped = DistributedDataParallel(compiled, broadcast_buffers=False)
+
+    # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
+    identity = {
+        "data_fingerprint": dataset.fingerprint,
+        "rows_per_update": sampler.rows_per_update,
+        "seed": args.seed,
+        "base_sha256": base_sha256,
+        "loss": args.loss,
+        "beta": args.beta,
+        **(adapter.to_dict() if adapter else {}),
+    }
+    state = {"step": 0, "pairs": 0, "best_val_loss": None, "best_step": None, "scaler": {}}
+    if resumed_from:
+        checkpoint.check_same_run(resumed_from, identity, args.resume_on_changed_data)
+        state |= checkpoint.load_training_state(resumed_from, model, optimizer)
+        scaler.load_state_dict(state["scaler"])
+    elif args.overwrite and ranks.is_main:
+        checkpoint.clear_run(args.out_dir)
+    if ranks.is_main:
+        cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+
+    def write_model(folder: Path):
+        if adapter:
+            lora.save_adapter(model, adapter, folder, args.init_from, base_sha256)
+        else:
+            save_model(model, folder, [tokenizer.control_id(IM_END), tokenizer.eos_id])
+        tokenizer.save(folder, chat_template=True)
+
+    log = RunLog(args.out_dir, total_steps, state["step"], ranks.is_main, args)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.say(
+        f"{trained / 1e6:.2f}M of {model.num_parameters() / 1e6:.1f}M parameters, "
+        f"{total_steps:,} steps of {sampler.rows_per_update} rows, on {device} in "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
+    log.say(f"data: {dataset.summary()}")
+    if resumed_from:
+        log.say(f"going on from {resumed_from}")
+
+    # (10) for every epoch, for every batch
+    step = state["step"]
+    for epoch in range(step // sampler.updates_per_epoch, epochs):
+        sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
+        update_metrics = torch.zeros(len(METRICS), device=device)
+        for micro_step, batch in enumerate(loader, start=1):
+            if step >= total_steps:
+                break
+            X, Y, loss_mask, document_ids, pairs = (t.to(device, non_blocking=True) for t in batch)
+            micro_step %= args.accumulation_steps  # 0 at the accumulation boundary
+            seed_dropout(args.seed, step, micro_step, ranks.rank)
+
+            # (11) set the learning rate
+            lr = learning_rate(
+                step, args.learning_rate, args.warmup_steps, total_steps, args.min_lr_ratio
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            # between the boundaries, ranks keep their gradients to themselves
+            apart = ranks.is_distributed and micro_step != 0
+            with wrapped.no_sync() if apart else nullcontext():
+                # (12) forward, (13) the loss of every pair, (14) the experts' auxiliary loss
+                with autocast:
+                    logits, aux_loss = wrapped(X, document_ids)
+                policy = document_log_probs(logits, Y, loss_mask, document_ids, 2 * pairs.shape[1])
+                losses, values = preference_loss(
+                    policy.view(*pairs.shape, 2), reference[pairs], lengths[pairs], args
+                )
+                is_pair = (pairs >= 0).float()  # rows with fewer pairs than the fullest
+                num_pairs = is_pair.sum().clamp(min=1)
+                loss = (losses * is_pair).sum() / num_pairs + aux_loss
+
+                # (15) divide by the accumulation steps. `share` is this micro-batch's number of
+                # pairs over the update's mean, so that every pair of the update weighs the same
+                update_pairs = sampler.tokens_in_update(step % sampler.updates_per_epoch)
+                mean_pairs = update_pairs / (args.accumulation_steps * ranks.world_size)
+                share = is_pair.sum() / mean_pairs
+                loss = loss * share / args.accumulation_steps
+
+                # (16) scale, backward
+                scaler.scale(loss).backward()
+            mean_values = (values * is_pair[..., None]).sum((0, 1)) / num_pairs
+            update_metrics += mean_values * share / args.accumulation_steps
+            if micro_step != 0:
+                continue
+
+            # (17) unscale, clip, step, update the scaler, zero the gradients
+            scaler.unscale_(optimizer)
+            max_norm = args.grad_clip or float("inf")
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            state["pairs"] += update_pairs
+            log.step(update_pairs)
+
+            # (18) print, log to wandb, measure the held-out loss
+            if step % args.log_interval == 0 or step == total_steps:
+                means = (sum_over_ranks(update_metrics) / ranks.world_size).tolist()
+                values = dict(zip(METRICS, means)) | {"lr": lr, "grad_norm": grad_norm.item()}
+                if scaler.is_enabled():
+                    values["loss_scale"] = scaler.get_scale()
+                log.metrics(step, speed="pairs", epoch=epoch, pairs=state["pairs"], **values)
+            update_metrics.zero_()
+            if val_dataset and (step % args.eval_interval == 0 or step == total_steps):
+                policy = pair_log_probs(compiled, val_dataset, args.batch_size, ranks, autocast)
+                val_lengths = val_dataset.answer_lengths.to(device)
+                _, values = preference_loss(policy, val_reference, val_lengths, args)
+                values = {f"val_{k}": v for k, v in zip(METRICS, values.mean(0).tolist())}
+                val_loss = values["val_loss"]
+                if ranks.is_main and questions:
+                    values["exact_match"] = exact_match(questions, ask(model, tokenizer, questions))
+                log.metrics(step, **values)
+                log.plot()
+                if state["best_val_loss"] is None or val_loss < state["best_val_loss"]:
+                    state |= {"best_val_loss": val_loss, "best_step": step}
+                log.pause_clock()
+
+            # (19) save
+            if step % args.save_interval == 0 or step == total_steps:
+                state |= identity | {"step": step, "scaler": scaler.state_dict()}
+                if ranks.is_main:
+                    checkpoint.save_checkpoint(args.out_dir, model, optimizer, state, write_model)
+                    checkpoint.remove_old_checkpoints(
+                        args.out_dir, args.keep_checkpoints, state["best_step"]
+                    )
+                log.pause_clock()
+
+    log.say(f"done: {args.out_dir} holds the checkpoints, metrics.jsonl and loss.png")
+    log.close()
+    shutdown()
+
+
+if __name__ == "__main__":
+    cli.run(main)

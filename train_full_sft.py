@@ -1,0 +1,266 @@
+"""Supervised fine-tuning: a base model learns to answer, all of its weights.
+
+    python train_full_sft.py                                       # out/pretrain, the demo corpus
+    python train_full_sft.py --init_from out/pretrain --data_path chats.jsonl tools.jsonl
+    torchrun --nproc_per_node 8 train_full_sft.py --init_from Qwen3-0.6B --data_path chats.jsonl
+
+The same sequence of steps as train_pretrain.py. The targets are what the assistant says, its stop
+token included. Whole conversations are packed into rows, and attention stays inside each.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from dataset.chat import IM_END
+from dataset.conversations import read_conversations
+from dataset.demo import write_demo
+from dataset.sampler import UpdateSampler
+from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
+from dataset.tokenizer import load_tokenizer
+from model.hf_format import load_model, save_model
+from training import checkpoint, cli
+from training.distributed import init_distributed, seed_dropout, shutdown, sum_over_ranks
+from training.evaluation import ask, exact_match, first_questions, held_out_loss, read_questions
+from training.losses import masked_cross_entropy
+from training.lr_schedule import learning_rate
+from training.optimizers import adamw
+from training.run_log import RunLog
+
+
+def parse_args():
+    parser = cli.new_parser(__doc__)
+    cli.add_model_flags(parser, of_a_loaded_model=True)
+
+    add = parser.add_argument_group("data").add_argument
+    text = "one or several files of conversations; None: the demo corpus"
+    add("--data_path", nargs="+", default=None, help=text)
+    text = "per file, how often its conversations are taken in an epoch; None: once"
+    add("--data_weights", type=cli.in_range(0, 1e3), nargs="+", default=None, help=text)
+    add("--val_data_path", nargs="+", default=None, help="held-out files, in place of a fraction")
+    text = "share of the conversations held out for evaluation"
+    add("--val_fraction", type=cli.in_range(0, 0.5), default=0.02, help=text)
+    text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the demo\'s '
+    add("--questions", type=Path, default=None, help=text + "if --data_path is")
+    text = "model folder or run to start from: ours or any dense Qwen3"
+    add("--init_from", type=Path, default=Path("out/pretrain"), help=text)
+    add("--max_seq_len", type=cli.at_least(1), default=256, help="tokens per row")
+    text = "several whole conversations in a row; without: one, for comparison"
+    add("--packing", **cli.BOOL, default=True, help=text)
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=cli.at_least(1), default=2, help="passes over the data")
+    text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
+    add("--max_steps", type=cli.at_least(0), default=0, help=text)
+    add("--batch_size", type=cli.at_least(1), default=4, help="rows per micro-batch and process")
+    add("--accumulation_steps", type=cli.at_least(1), default=1, help="micro-batches per step")
+    add("--learning_rate", type=cli.in_range(0, 10), default=1e-3, help="peak, after the warmup")
+    text = "last learning rate as a share of the peak"
+    add("--min_lr_ratio", type=cli.in_range(0, 1), default=0.1, help=text)
+    add("--warmup_steps", type=cli.at_least(0), default=20, help="optimizer steps of linear rise")
+    add(
+        "--weight_decay", type=cli.in_range(0, 10), default=0.01, help="on matrices, per unit of lr"
+    )
+    text = "largest norm of the whole gradient; 0: no clipping"
+    add("--grad_clip", type=cli.in_range(0, 1e9), default=1.0, help=text)
+
+    cli.add_run_flags(parser, out_dir="out/full_sft")
+    return parser.parse_args()  # (1) parse the command line
+
+
+def main():
+    args = parse_args()
+    args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
+    tokenizer = load_tokenizer(args.init_from)
+
+    # (2) the architecture
+    config = cli.build_config(args, tokenizer.vocab_size)
+
+    # (3) under torchrun: join the process group, take this rank's device
+    ranks = init_distributed(args.device)
+    device = ranks.device
+    dtype = cli.choose_dtype(args.dtype, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    # (4) the model: resumed or loaded
+    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
+    model = load_model(resumed_from or args.init_from, device, config=config)
+    model.train()
+    compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
+
+    # (5) the dataset: conversations encoded with their masks, packed whole into rows
+    data_path = args.data_path
+    if data_path is None:
+        demo = write_demo("out/demo_data")
+        data_path, args.questions = [demo["sft.jsonl"]], args.questions or demo["questions.jsonl"]
+    conversations = read_conversations(data_path, args.on_bad_record)
+    encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
+    if args.val_data_path:
+        conversations = read_conversations(
+            args.val_data_path, args.on_bad_record, flag="--val_data_path"
+        )
+        val_encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
+    else:
+        encoded, val_encoded = encoded.split(args.val_fraction)
+    repeats = None
+    if args.data_weights:
+        repeats = repeats_by_weight(encoded.sources, cli.paired(data_path, args.data_weights))
+    dataset = SFTDataset(encoded, args.max_seq_len, args.packing, repeats)
+    val_dataset = SFTDataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
+    if args.questions:
+        questions = read_questions(args.questions, tokenizer)
+    else:
+        questions = first_questions(val_encoded, tokenizer, 3)
+
+    # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
+    sampler = UpdateSampler(
+        len(dataset), dataset.loss_tokens, args.batch_size, args.accumulation_steps,
+        ranks.rank, ranks.world_size, args.seed,
+    )  # fmt: skip
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
+    epochs = -(-total_steps // sampler.updates_per_epoch)
+
+    # (7) the optimizer, (8) the scaler, which does something for float16 alone
+    optimizer = adamw(model, args.learning_rate, args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # (9) several processes: average the gradients
+    wrapped = compiled
+    if ranks.is_distributed:
+        wrapped = DistributedDataParallel(compiled, broadcast_buffers=False)
+
+    # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
+    identity = {
+        "data_fingerprint": dataset.fingerprint,
+        "rows_per_update": sampler.rows_per_update,
+        "seed": args.seed,
+    }
+    state = {"step": 0, "tokens": 0, "best_val_loss": None, "best_step": None, "scaler": {}}
+    if resumed_from:
+        checkpoint.check_same_run(resumed_from, identity, args.resume_on_changed_data)
+        state |= checkpoint.load_training_state(resumed_from, model, optimizer)
+        scaler.load_state_dict(state["scaler"])
+    elif args.overwrite and ranks.is_main:
+        checkpoint.clear_run(args.out_dir)
+    if ranks.is_main:
+        cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+
+    def write_model(folder: Path):
+        save_model(model, folder, eos_token_id=[tokenizer.control_id(IM_END), tokenizer.eos_id])
+        tokenizer.save(folder, chat_template=True)  # the sign of a chat model
+
+    log = RunLog(args.out_dir, total_steps, state["step"], ranks.is_main, args)
+    log.say(
+        f"{model.num_parameters() / 1e6:.1f}M parameters, "
+        f"{total_steps:,} steps of {sampler.rows_per_update} rows, on {device} in "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
+    log.say(f"data: {dataset.summary()}")
+    if resumed_from:
+        log.say(f"going on from {resumed_from}")
+
+    # (10) for every epoch, for every batch
+    step = state["step"]
+    for epoch in range(step // sampler.updates_per_epoch, epochs):
+        sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
+        update_loss = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
+        for micro_step, batch in enumerate(loader, start=1):
+            if step >= total_steps:
+                break
+            X, Y, loss_mask, document_ids = (t.to(device, non_blocking=True) for t in batch)
+            micro_step %= args.accumulation_steps  # 0 at the accumulation boundary
+            seed_dropout(args.seed, step, micro_step, ranks.rank)
+
+            # (11) set the learning rate
+            lr = learning_rate(
+                step, args.learning_rate, args.warmup_steps, total_steps, args.min_lr_ratio
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            # between the boundaries, ranks keep their gradients to themselves
+            apart = ranks.is_distributed and micro_step != 0
+            with wrapped.no_sync() if apart else nullcontext():
+                # (12) forward, (13) masked cross-entropy, (14) the experts' auxiliary loss
+                with autocast:
+                    logits, aux_loss = wrapped(X, document_ids)
+                    cross_entropy = masked_cross_entropy(logits, Y, loss_mask)
+                    loss = cross_entropy + aux_loss
+
+                # (15) divide by the accumulation steps. `share` is this micro-batch's number of
+                # targets over the update's mean: 1 where rows are full, and where they are not,
+                # every token of the update still weighs the same
+                update_tokens = sampler.tokens_in_update(step % sampler.updates_per_epoch)
+                mean_tokens = update_tokens / (args.accumulation_steps * ranks.world_size)
+                share = loss_mask.sum() / mean_tokens
+                loss = loss * share / args.accumulation_steps
+
+                # (16) scale, backward
+                scaler.scale(loss).backward()
+            parts = torch.stack((cross_entropy.detach(), aux_loss.detach()))
+            update_loss += parts * share / args.accumulation_steps
+            if micro_step != 0:
+                continue
+
+            # (17) unscale, clip, step, update the scaler, zero the gradients
+            scaler.unscale_(optimizer)
+            max_norm = args.grad_clip or float("inf")
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            state["tokens"] += update_tokens
+            log.step(update_tokens)
+
+            # (18) print, log to wandb, measure the held-out loss
+            if step % args.log_interval == 0 or step == total_steps:
+                mean_loss, mean_aux = (sum_over_ranks(update_loss) / ranks.world_size).tolist()
+                values = {"loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
+                if config.use_moe:
+                    values["aux_loss"] = mean_aux
+                if scaler.is_enabled():
+                    values["loss_scale"] = scaler.get_scale()
+                log.metrics(step, speed="tokens", epoch=epoch, tokens=state["tokens"], **values)
+            update_loss.zero_()
+            if val_dataset and (step % args.eval_interval == 0 or step == total_steps):
+                result = held_out_loss(
+                    compiled, val_dataset, args.batch_size, tokenizer.token_bytes, ranks, autocast
+                )
+                values = {"val_loss": result["loss"]}
+                if ranks.is_main:
+                    answers = ask(model, tokenizer, questions)
+                    if args.questions:
+                        values["exact_match"] = exact_match(questions, answers)
+                log.metrics(step, **values)
+                for question, answer in list(zip(questions, answers))[: 3 * ranks.is_main]:
+                    log.say(f"    {question.text} ⟶ {' '.join(answer.split())}")
+                log.plot()
+                if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
+                    state |= {"best_val_loss": result["loss"], "best_step": step}
+                log.pause_clock()
+
+            # (19) save
+            if step % args.save_interval == 0 or step == total_steps:
+                state |= identity | {"step": step, "scaler": scaler.state_dict()}
+                if ranks.is_main:
+                    checkpoint.save_checkpoint(args.out_dir, model, optimizer, state, write_model)
+                    checkpoint.remove_old_checkpoints(
+                        args.out_dir, args.keep_checkpoints, state["best_step"]
+                    )
+                log.pause_clock()
+
+    log.say(f"done: {args.out_dir} holds the checkpoints, metrics.jsonl and loss.png")
+    log.close()
+    shutdown()
+
+
+if __name__ == "__main__":
+    cli.run(main)

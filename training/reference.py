@@ -1,0 +1,79 @@
+"""Log-probabilities of whole answers: of the policy on held-out pairs, of the reference once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dataset.dpo import DPODataset
+from training.distributed import Ranks, sum_over_ranks
+from training.losses import document_log_probs
+
+
+@torch.no_grad()
+def pair_log_probs(
+    model, dataset: DPODataset, batch_size: int, ranks: Ranks, autocast
+) -> Tensor:  # fmt: skip
+    """float32 [pairs, 2] on the device: log p of every pair's chosen and rejected answer.
+
+    The rows are shared among the ranks; every rank gets the whole result. The model's train/eval
+    mode is restored.
+    """
+    was_training = model.training
+    model.eval()
+    result = torch.zeros(len(dataset.encoded), 2, device=ranks.device)
+    rows = range(ranks.rank, len(dataset), ranks.world_size)
+    batches = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    for batch in DataLoader(dataset, batch_sampler=batches):
+        # the last batch is filled up: a new shape would make the compiler start again
+        fill = batch_size - len(batch[0])
+        X, Y, loss_mask, document_ids = (
+            F.pad(t, (0, 0, 0, fill)).to(ranks.device) for t in batch[:4]
+        )
+        pairs = batch[4].to(ranks.device)
+        with autocast:
+            logits, _ = model(X, document_ids)
+        sums = document_log_probs(logits, Y, loss_mask, document_ids, 2 * dataset.pairs_per_row)
+        sums = sums[: len(pairs)].view(*pairs.shape, 2)
+        result[pairs[pairs >= 0]] = sums[pairs >= 0]
+    model.train(was_training)
+    return sum_over_ranks(result)
+
+
+def reference_log_probs(
+    model, dataset: DPODataset, batch_size: int, ranks: Ranks, autocast, made_from: str,
+    cache_dir: str | Path,
+) -> Tensor:  # fmt: skip
+    """`pair_log_probs` of the reference, computed once and kept in a file of cache_dir.
+
+    made_from: names the reference's weights and precision; the file's name holds its hash and the
+    data's, so that it can never serve other data or another reference.
+    """
+    key = hashlib.sha256(f"{made_from} {dataset.fingerprint}".encode()).hexdigest()[:32]
+    file = Path(cache_dir) / f"reference-{key}.safetensors"
+    cached = None
+    try:
+        cached = load_file(file)["log_probs"]
+        if cached.shape != (len(dataset.encoded), 2) or not cached.isfinite().all():
+            cached = None
+    except (OSError, SafetensorError, KeyError):
+        pass  # absent or damaged: computed anew
+    # all ranks go the same way, even if one of them does not see the file
+    found = sum_over_ranks(torch.tensor(float(cached is not None), device=ranks.device))
+    if found == ranks.world_size:
+        return cached.to(ranks.device)
+    result = pair_log_probs(model, dataset, batch_size, ranks, autocast)
+    if ranks.is_main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        save_file({"log_probs": result.cpu()}, temporary)
+        temporary.replace(file)
+    return result
