@@ -243,15 +243,15 @@ def main():
                 result = held_out_loss(
                     compiled, val_dataset, args.batch_size, tokenizer.token_bytes, ranks, autocast
                 )
-                values = {"val_loss": result["loss"]}
                 if ranks.is_main:
                     answers = ask(model, tokenizer, questions)
+                    values = {"val_loss": result["loss"]}
                     if args.questions:
                         values["exact_match"] = exact_match(questions, answers)
-                log.metrics(step, **values)
-                for question, answer in list(zip(questions, answers))[: 3 * ranks.is_main]:
-                    log.say(f"    {question.text} ⟶ {' '.join(answer.split())}")
-                log.plot()
+                    log.metrics(step, **values)
+                    for question, answer in list(zip(questions, answers))[:3]:
+                        log.say(f"    {question.text} ⟶ {' '.join(answer.split())}")
+                    log.plot()
                 if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
                     state |= {"best_val_loss": result["loss"], "best_step": step}
                 log.pause_clock()

@@ -18,11 +18,11 @@ COUNTS = {
     "count": {"en": 90, "zh": 60},
     "identity": {"en": 160, "zh": 140},
     "follow_up": {"en": 330, "zh": 220},
-    "chat": {"en": 260, "zh": 180},
-    "story": {"en": 350, "zh": 180},
-    "system": {"en": 260, "zh": 180},
-    "tool": {"en": 230, "zh": 150},
-    "reasoning": {"en": 230, "zh": 150},
+    "chat": {"en": 180, "zh": 120},
+    "story": {"en": 110, "zh": 60},
+    "system": {"en": 160, "zh": 110},
+    "tool": {"en": 90, "zh": 60},
+    "reasoning": {"en": 140, "zh": 90},
 }
 
 
