@@ -320,6 +320,7 @@ def main():
 
     log.say(f"done: {args.out_dir} holds the checkpoints, metrics.jsonl and loss.png")
     log.close()
+    del wrapped  # it uses the process group, and must not outlive it
     shutdown()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,12 @@ def barrier():
 
 
 def shutdown():
-    """Leave the process group."""
+    """Leave the process group. Whatever was wrapped in DistributedDataParallel must be gone before.
+
+    Else its reducer frees the last reference to the group, with Python's lock held, and waits for
+    gloo's threads, which may be waiting for that lock to free a tensor: one run in seven hung.
+    """
     if dist.is_initialized():
+        gc.collect()
+        dist.barrier()
         dist.destroy_process_group()
