@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 
 import eval_model
+import train_dpo
+import train_full_sft
+import train_lora
 import train_pretrain
 import train_tokenizer
+from scripts import merge_lora, show_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [p for p in ROOT.rglob("*.py") if not {".venv", "tests", "out"} & set(p.parts)]
 PARSERS = {
     "train_pretrain.py": train_pretrain.parse_args,
+    "train_full_sft.py": train_full_sft.parse_args,
+    "train_lora.py": train_lora.parse_args,
+    "train_dpo.py": train_dpo.parse_args,
     "eval_model.py": eval_model.parse_args,
+    "scripts/merge_lora.py": merge_lora.parse_args,
+    "scripts/show_data.py": show_data.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
 }
 FORBIDDEN = (
@@ -36,7 +45,7 @@ def commands() -> list[str]:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
-                if re.search(r"\b(train_|eval_)\w+\.py", line):
+                if re.search(r"\b(train_|eval_|scripts/)\w+\.py", line):
                     found.append(line.split(" #")[0].strip())
     return found
 
@@ -51,9 +60,13 @@ def test_documented_commands_parse(monkeypatch, command):
     PARSERS[words[at]]()
 
 
-def test_step_sequence_is_in_order():
-    """train_pretrain.py names the 19 steps of the training sequence, in order."""
-    lines = (ROOT / "train_pretrain.py").read_text().splitlines()
+TRAINING = ["train_pretrain.py", "train_full_sft.py", "train_lora.py", "train_dpo.py"]
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_step_sequence_is_in_order(script):
+    """Each training script names the 19 steps of the training sequence, in order."""
+    lines = (ROOT / script).read_text().splitlines()
     comments = " ".join(line.partition("#")[2] for line in lines)
     numbers = [int(n) for n in re.findall(r"\((\d+)\)", comments)]
     assert numbers == list(range(1, 20))
@@ -67,3 +80,26 @@ def test_every_flag_is_read(monkeypatch):
         monkeypatch.setattr("sys.argv", [name, *required])
         for flag in vars(parse()):
             assert re.search(rf"\bargs\.{flag}\b|\barguments\.{flag}\b", code), f"{name} --{flag}"
+
+
+def region(script: str, first: str, last: str) -> str:
+    """The lines of a script from the one that contains `first` up to the one with `last`."""
+    text = (ROOT / script).read_text(encoding="utf-8")
+    assert text.count(first) == 1 and text.count(last) == 1, (script, first, last)
+    return text[text.index(first) : text.index(last)]
+
+
+@pytest.mark.parametrize("script", TRAINING[1:])
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        ("# (3) under torchrun", "# (4) the model"),
+        ("scaler = torch.amp.GradScaler", "# what a checkpoint must agree on"),
+        ("# (11) set the learning rate", "# between the boundaries"),
+        ("# (17) unscale", "step += 1"),
+        ("# (19) save", "log.say(f\"done:"),
+    ],
+)
+def test_scripts_say_the_same_thing_in_the_same_words(script, first, last):
+    """What the training scripts share is written out in each; no copy drifts from the others."""
+    assert region(script, first, last) == region("train_pretrain.py", first, last)

@@ -106,7 +106,7 @@ def shutdown():
     """Leave the process group. Whatever was wrapped in DistributedDataParallel must be gone before.
 
     Else its reducer frees the last reference to the group, with Python's lock held, and waits for
-    gloo's threads, which may be waiting for that lock to free a tensor: one run in seven hung.
+    gloo's threads, which may be waiting for that lock to free a tensor: one run in six hung.
     """
     if dist.is_initialized():
         gc.collect()
