@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from model.hf_format import read_json
@@ -207,8 +207,13 @@ def save_adapter(
     base, base_sha256: the folder of the model under the adapter and its `weights_sha256`.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
-    metadata = {"format": "pt", _BASE_KEY: base_sha256}
-    save_file(tensors, Path(folder) / WEIGHTS_FILE, metadata)
+    metadata = {_BASE_KEY: base_sha256, "format": "pt"}
+    data = save(tensors, metadata)
+    # safetensors writes metadata in a random order; the same adapter shall have the same bytes
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size]) | {"__metadata__": metadata}
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(size)
+    (Path(folder) / WEIGHTS_FILE).write_bytes(data[:8] + text + data[8 + size :])
     text = json.dumps(config.to_peft_dict(str(base)), indent=2)
     (Path(folder) / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -214,3 +214,16 @@ def test_merge_lora_gives_a_plain_folder(base, tmp_path, monkeypatch, tiny_token
     with pytest.raises(ValueError, match="--out_dir"):  # never over something that is there
         merge_lora.main()
     save_model(load_model(tmp_path / "merged"), tmp_path, 2)
+
+
+def test_the_same_adapter_has_the_same_bytes(base, tmp_path):
+    """Twenty saves give one file (safetensors alone orders its metadata at random)."""
+    model = load_model(base[1])
+    lora.attach(model, lora.LoRAConfig())
+    contents = set()
+    for i in range(20):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        lora.save_adapter(model, lora.LoRAConfig(), folder, base[1], "0" * 64)
+        contents.add((folder / lora.WEIGHTS_FILE).read_bytes())
+    assert len(contents) == 1
