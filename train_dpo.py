@@ -29,7 +29,7 @@ from training.distributed import init_distributed, seed_dropout, shutdown, sum_o
 from training.evaluation import ask, exact_match, read_questions
 from training.losses import document_log_probs
 from training.lr_schedule import learning_rate
-from training.optimizers import adamw
+from training.optimizers import build_optimizer
 from training.reference import pair_log_probs, reference_log_probs
 from training.run_log import RunLog
 
@@ -105,6 +105,7 @@ def parse_args():
     text = "last learning rate as a share of the peak"
     add("--min_lr_ratio", type=cli.in_range(0, 1), default=0.1, help=text)
     add("--warmup_steps", type=cli.at_least(0), default=20, help="optimizer steps of linear rise")
+    add("--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: for the matrices")
     add("--weight_decay", type=cli.in_range(0, 10), default=0.0, help="on matrices, per unit of lr")
     text = "largest norm of the whole gradient; 0: no clipping"
     add("--grad_clip", type=cli.in_range(0, 1e9), default=1.0, help=text)
@@ -182,7 +183,7 @@ def main():
     epochs = -(-total_steps // sampler.updates_per_epoch)
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone
-    optimizer = adamw(model, args.learning_rate, args.weight_decay)
+    optimizer = build_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # (9) several processes: average the gradients

@@ -136,14 +136,15 @@ def clear_run(out_dir: Path):
 def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
     """Put the optimizer's tensors back and return trainer_state.json; the model is loaded apart."""
     tensors = load_file(folder / "optimizer.safetensors")
-    expected = {f"{name}.{key}" for name, _ in _trained(model) for key in _ADAMW_STATE}
+    keys = _state_keys(optimizer)
+    expected = {f"{name}.{key}" for name, p in _trained(model) for key in keys[p]}
     if set(tensors) != expected:
         some = sorted(set(tensors) ^ expected)[:3]
         raise ValueError(f"{folder}: optimizer state does not fit the model: {', '.join(some)}")
     for name, parameter in _trained(model):
         # `step` lives where a fresh fused AdamW keeps it: beside the parameter
         optimizer.state[parameter] = {
-            key: tensors[f"{name}.{key}"].to(parameter.device) for key in _ADAMW_STATE
+            key: tensors[f"{name}.{key}"].to(parameter.device) for key in keys[parameter]
         }
     return read_json(folder / "trainer_state.json")
 
@@ -213,7 +214,14 @@ def remove_old_checkpoints(out_dir: str | Path, keep: int, best_step: int | None
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-_ADAMW_STATE = ("exp_avg", "exp_avg_sq", "step")
+def _state_keys(optimizer) -> dict[nn.Parameter, tuple[str, ...]]:
+    """The names of what the optimizer remembers of every parameter: AdamW's, or Muon's."""
+    adamw, muon = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)
+    return {
+        p: muon if group.get("muon") else adamw
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
 
 
 def _trained(model: nn.Module):
@@ -222,9 +230,10 @@ def _trained(model: nn.Module):
 
 def _optimizer_tensors(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
     tensors = {}
+    keys = _state_keys(optimizer)
     for name, parameter in _trained(model):
         state = optimizer.state[parameter]
-        for key in _ADAMW_STATE:
+        for key in keys[parameter]:
             tensors[f"{name}.{key}"] = state[key].detach().cpu().contiguous()
     return tensors
 

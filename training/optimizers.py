@@ -1,19 +1,127 @@
-"""Optimizers and their parameter groups."""
+"""Optimizers and their parameter groups: AdamW, and Muon for the matrices beside AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.cli import choose_dtype
 
 
-def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2017) with betas (0.9, 0.95), as is usual for language models.
+
+    name "adamw": for everything that is trained. "muon": for embeddings, head, router and norms;
+    all other matrices are updated by Muon, at the same learning rate (see the class).
 
     Weight decay pulls on matrices and embeddings, not on the norms' gains. `fused` updates all
     tensors in one kernel, on CPUs too.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for n, p in trained if name == "muon" and _is_hidden_matrix(n, p)]
+    rest = [p for n, p in trained if not any(p is h for h in hidden)]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in trained)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    if hidden:
+        groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True})
+    fused = all(p.device.type in ("cpu", "cuda") for _, p in trained)
+    kind = Muon if name == "muon" else torch.optim.AdamW
+    return kind(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """A matrix (or a stack of experts' matrices) that maps hidden vectors to hidden vectors."""
+    outside = ("embed_tokens", "lm_head", "mlp.gate.")
+    return parameter.ndim >= 2 and not any(part in name for part in outside)
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for the groups marked "muon", AdamW for the others.
+
+    M ← μ M + (1 - μ) G        momentum, μ = 0.95
+    U ← (1 - μ) G + μ M        Nesterov's look ahead
+    W ← W (1 - η λ) - η 0.2 √max(rows, columns) · orthogonalize(U)
+
+    The factor 0.2 √max gives an update the size that AdamW's typically has (Liu et al. 2025, arXiv
+    2502.16982), so that learning rate η and weight decay λ mean the same for both.
+
+    All matrices of one shape are orthogonalized in one batched product. With several processes each
+    takes its part of every batch and the results are gathered: all ranks get the same bits.
+    """
+
+    MOMENTUM = 0.95
+
+    def __init__(self, groups: list[dict], **settings):
+        super().__init__(groups, **settings)
+        # GradScaler then skips the whole step on an overflow; fused AdamW would skip its part alone
+        self._step_supports_amp_scaling = False
+        self._orthogonalize = orthogonalize
+        if any(p.is_cuda for group in groups for p in group["params"]):
+            self._orthogonalize = torch.compile(orthogonalize, dynamic=False)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            if group.get("muon"):
+                self._muon_step(group)
+                for parameter in group["params"]:
+                    parameter.grad = None  # AdamW passes over parameters without a gradient
+        return super().step(closure)
+
+    def _muon_step(self, group: dict):
+        same_shape = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                same_shape[parameter.shape, parameter.device].append(parameter)
+        for (shape, _), parameters in same_shape.items():
+            for p in parameters:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum_buffer"] for p in parameters]
+            gradients = [p.grad for p in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
+            ahead = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
+            rows, columns = shape[-2:]
+            stack = torch.stack(ahead).view(-1, rows, columns)
+            updates = self._in_parts(stack).view(len(parameters), *shape)
+            size = 0.2 * math.sqrt(max(rows, columns))
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * size)
+
+    def _in_parts(self, stack: Tensor) -> Tensor:
+        """orthogonalize(stack [N, rows, columns]), each rank computing N / ranks of the matrices."""
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if ranks == 1:
+            return self._orthogonalize(stack)
+        share = -(-len(stack) // ranks)
+        padded = stack.new_zeros(share * ranks, *stack.shape[1:])
+        padded[: len(stack)] = stack
+        own = self._orthogonalize(padded[dist.get_rank() * share :][:share])
+        dist.all_gather_into_tensor(padded, own.contiguous())
+        return padded[: len(stack)]
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The orthogonal matrix nearest to each of [N, rows, columns], roughly: U Vᵀ of U S Vᵀ.
+
+    Newton–Schulz with the quintic polynomial of Jordan et al. 2024 (kellerjordan.github.io/posts/
+    muon): singular values end between 0.7 and 1.2. In bfloat16 where the machine multiplies it fast.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.to(choose_dtype("auto", matrices.device))
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x if wide else x.mT  # the smaller Gram matrix
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
