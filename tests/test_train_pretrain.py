@@ -86,14 +86,40 @@ def test_update_is_the_mean_over_its_tokens(monkeypatch, workspace, moe):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
-def test_resumed_run_equals_uninterrupted(monkeypatch, workspace):
+def test_two_processes_share_muons_work(monkeypatch, workspace):
+    """With the matrices divided among two ranks, the weights are those of one process."""
+    folder, flags = workspace
+    flags = [*flags, "--max_steps", "4", "--optimizer", "muon", "--learning_rate", "1e-3",
+             "--num_hidden_layers", "3", "--warmup_steps", "0"]  # fmt: skip
+    train(monkeypatch, folder / "one", *flags, "--batch_size", "8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+               "--master_port", "29592", "train_pretrain.py", "--out_dir", str(folder / "two"),
+               *flags, "--batch_size", "4"]  # fmt: skip
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, one, two = (
+        load_file(folder / run / step / "model.safetensors")
+        for run, step in (
+            ("one", "step-00000001"),
+            ("one", "step-00000004"),
+            ("two", "step-00000004"),
+        )
+    )
+    for name, weight in one.items():
+        moved = (weight - first[name]).norm()
+        assert moved > 0 and (weight - two[name]).norm() < 1e-2 * moved, name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_equals_uninterrupted(monkeypatch, workspace, optimizer):
     """A run stopped after step 3 and started again ends with the same bits and metrics.
 
     With dropout, accumulation and an epoch boundary in between.
     """
     folder, flags = workspace
     flags = [*flags, "--max_steps", "7", "--batch_size", "8", "--accumulation_steps", "2",
-             "--dropout", "0.1", "--eval_interval", "2", "--val_fraction", "0.1"]  # fmt: skip
+             "--dropout", "0.1", "--eval_interval", "2", "--val_fraction", "0.1",
+             "--optimizer", optimizer]  # fmt: skip
     train(monkeypatch, folder / "whole", *flags)
 
     save = train_pretrain.checkpoint.save_checkpoint

@@ -98,7 +98,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * size)
 
     def _in_parts(self, stack: Tensor) -> Tensor:
-        """orthogonalize(stack [N, rows, columns]), each rank computing N / ranks of the matrices."""
+        """orthogonalize(stack [N, rows, columns]), every rank computing N / ranks of them."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         if ranks == 1:
             return self._orthogonalize(stack)
@@ -114,7 +114,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """The orthogonal matrix nearest to each of [N, rows, columns], roughly: U Vᵀ of U S Vᵀ.
 
     Newton–Schulz with the quintic polynomial of Jordan et al. 2024 (kellerjordan.github.io/posts/
-    muon): singular values end between 0.7 and 1.2. In bfloat16 where the machine multiplies it fast.
+    muon): singular values end between 0.7 and 1.2. In bfloat16 where that is fast, else float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(choose_dtype("auto", matrices.device))
@@ -123,5 +123,6 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G
+        x = torch.baddbmm(x, update, x, beta=a)
     return (x if wide else x.mT).to(matrices.dtype)
