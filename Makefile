@@ -7,8 +7,10 @@ RUN = $(VENV)/bin/python
 # Writes a small corpus, trains a 5M model on it and lets it tell a story: minutes on two CPU cores.
 demo: $(VENV)/.installed
 	$(RUN) -m dataset.demo --out_dir out/demo_data
-	$(RUN) train_pretrain.py --max_steps 800 --out_dir out/pretrain
-	$(RUN) eval_model.py --model out/pretrain --prompt "One sunny morning, a little girl" --seed 1
+	$(RUN) train_pretrain.py --optimizer muon --learning_rate 1e-2 --batch_size 8 --max_steps 320 \
+		--eval_interval 80 --out_dir out/pretrain
+	$(RUN) eval_model.py --model out/pretrain --prompt "One sunny morning, a little girl" \
+		--temperature 0.5 --seed 1
 	@echo
 	@echo "Talk to it yourself:  $(RUN) eval_model.py --model out/pretrain"
 
