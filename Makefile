@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(RUN) train_pretrain.py --optimizer muon --learning_rate 1e-2 --batch_size 8 --max_steps 320 \
 		--eval_interval 80 --out_dir out/pretrain
 	$(RUN) eval_model.py --model out/pretrain --prompt "One sunny morning, a little girl" \
-		--temperature 0.5 --seed 1
+		--temperature 0.5 --max_new_tokens 300 --seed 1
 	@echo
 	@echo "Talk to it yourself:  $(RUN) eval_model.py --model out/pretrain"
 
