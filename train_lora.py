@@ -62,7 +62,8 @@ def parse_args():
     text = "last learning rate as a share of the peak"
     add("--min_lr_ratio", type=cli.in_range(0, 1), default=0.1, help=text)
     add("--warmup_steps", type=cli.at_least(0), default=20, help="optimizer steps of linear rise")
-    add("--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: for the matrices")
+    text = "muon: Muon for the hidden matrices, AdamW for the rest"
+    add("--optimizer", choices=["adamw", "muon"], default="adamw", help=text)
     add("--weight_decay", type=cli.in_range(0, 10), default=0.0, help="on matrices, per unit of lr")
     text = "largest norm of the whole gradient; 0: no clipping"
     add("--grad_clip", type=cli.in_range(0, 1e9), default=1.0, help=text)
@@ -147,6 +148,7 @@ def main():
     identity = {
         "data_fingerprint": dataset.fingerprint,
         "rows_per_update": sampler.rows_per_update,
+        "optimizer": args.optimizer,
         "seed": args.seed,
         "base_sha256": base_sha256,
         **adapter.to_dict(),

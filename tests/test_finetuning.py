@@ -1,7 +1,6 @@
 """train_full_sft.py, train_lora.py and train_dpo.py from the outside."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from model.config import LMConfig
 from model.hf_format import load_model, save_model, weights_sha256
 from model.model import MiniMindLM
 from tests.oracle_models import open_there
+from tests.processes import in_two_processes
 from training import cli
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"full_sft": train_full_sft, "lora": train_lora, "dpo": train_dpo}
 COMMON = [
     "--max_seq_len", "160", "--device", "cpu", "--dtype", "float32", "--no-compile",
@@ -103,12 +102,8 @@ def test_an_update_is_a_mean_however_it_is_shared_out(monkeypatch, tmp_path, fla
     train(monkeypatch, script, tmp_path / "one", *flags[script], *ONE_UPDATE, 24)
     train(monkeypatch, script, tmp_path / "eight", *flags[script], *ONE_UPDATE, 3,
           "--accumulation_steps", 8)  # fmt: skip
-    port = str(29600 + list(SCRIPTS).index(script))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "--master_port", port, f"train_{script}.py", "--out_dir", str(tmp_path / "two"),
-               *flags[script], *ONE_UPDATE, "3", "--accumulation_steps", "4"]  # fmt: skip
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(f"train_{script}.py", tmp_path / "two", *flags[script], *ONE_UPDATE, 3,
+                     "--accumulation_steps", 4)  # fmt: skip
     first = gradients(tmp_path / "one" / "step-00000001")
     for run in ("eight", "two"):
         assert_same(first, gradients(tmp_path / run / "step-00000001"), rtol=1e-4)
@@ -149,6 +144,8 @@ def test_sft_gradient_equals_transformers(monkeypatch, tmp_path, flags, base):
         ("lora", ["--lora_dropout", "0.2", "--use_dora"]),
         ("dpo", []),
         ("dpo", ["--lora_rank", "4"]),
+        ("full_sft", ["--optimizer", "muon"]),
+        ("lora", ["--optimizer", "muon", "--use_dora"]),
     ],
 )
 def test_resumed_run_equals_uninterrupted(monkeypatch, tmp_path, flags, script, more):

@@ -1,7 +1,6 @@
 """train_pretrain.py from the outside: gradients, resuming, float16, the golden curve."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from safetensors.torch import load_file
 
 import train_pretrain
 from dataset.demo import write_demo
+from tests.processes import in_two_processes
 from training import cli
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = [
     "--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2",
     "--num_key_value_heads", "1", "--intermediate_size", "64", "--max_seq_len", "32",
@@ -72,11 +71,8 @@ def test_update_is_the_mean_over_its_tokens(monkeypatch, workspace, moe):
     train(monkeypatch, folder / "one", *flags, "--batch_size", str(rows))
     train(monkeypatch, folder / "eight", *flags, "--batch_size", str(rows // 8),
           "--accumulation_steps", "8")  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "--master_port", "29591", "train_pretrain.py", "--out_dir", str(folder / "two"),
-               *flags, "--batch_size", str(rows // 8), "--accumulation_steps", "4"]  # fmt: skip
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    in_two_processes("train_pretrain.py", folder / "two", *flags, "--batch_size", rows // 8,
+                     "--accumulation_steps", 4)  # fmt: skip
 
     info = json.loads((folder / "one" / "step-00000001" / "trainer_state.json").read_text())
     assert info["tokens"] % 32 != 0, "the corpus should leave an uneven last row"
@@ -92,11 +88,7 @@ def test_two_processes_share_muons_work(monkeypatch, workspace):
     flags = [*flags, "--max_steps", "4", "--optimizer", "muon", "--learning_rate", "1e-3",
              "--num_hidden_layers", "3", "--warmup_steps", "0"]  # fmt: skip
     train(monkeypatch, folder / "one", *flags, "--batch_size", "8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "--master_port", "29592", "train_pretrain.py", "--out_dir", str(folder / "two"),
-               *flags, "--batch_size", "4"]  # fmt: skip
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    in_two_processes("train_pretrain.py", folder / "two", *flags, "--batch_size", 4)
     first, one, two = (
         load_file(folder / run / step / "model.safetensors")
         for run, step in (
@@ -145,7 +137,8 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, workspace, optimizer):
         assert whole == (folder / "stopped/step-00000007" / name).read_bytes()
 
 
-def test_float16_overflow_skips_the_update(monkeypatch, workspace):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_float16_overflow_skips_the_update(monkeypatch, workspace, optimizer):
     """An infinite loss under float16 leaves weights and moments untouched and halves the scale."""
     folder, flags = workspace
     flags[flags.index("--dtype") + 1] = "float16"
@@ -158,7 +151,8 @@ def test_float16_overflow_skips_the_update(monkeypatch, workspace):
         return loss * torch.inf if len(calls) == 2 else loss
 
     monkeypatch.setattr(train_pretrain, "masked_cross_entropy", overflowing)
-    train(monkeypatch, folder / "run", *flags, "--max_steps", "3", "--batch_size", "4")
+    train(monkeypatch, folder / "run", *flags, "--max_steps", "3", "--batch_size", "4",
+          "--optimizer", optimizer)  # fmt: skip
     steps = [folder / "run" / f"step-0000000{i}" for i in (1, 2, 3)]
     for name in ("model.safetensors", "optimizer.safetensors"):
         before, skipped, after = (load_file(step / name) for step in steps)
@@ -225,6 +219,7 @@ BAD_FLAGS = {
     "resume never": (["--resume", "never"], "--overwrite"),
     "changed data": (["--data_path", "{other}"], "--resume_on_changed_data"),
     "other model": (["--num_hidden_layers", "3"], "num_hidden_layers"),
+    "other optimizer": (["--optimizer", "muon"], "trained with optimizer adamw"),
     "other batch": (["--batch_size", "4"], "rows_per_update"),
     "negative steps": (["--max_steps", "-1"], "--max_steps"),
 }
