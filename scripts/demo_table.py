@@ -7,6 +7,7 @@ answers before and after SFT and LoRA, and how often the preferred answer is the
 probability per token) before and after DPO. Speed and minutes are those of the runs.
 """
 
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,8 +34,6 @@ def parse_args():
     parser = cli.new_parser(__doc__)
     add = parser.add_argument
     add("--out_dir", type=Path, default=Path("out"), help="folder that holds the four runs")
-    text = "share of the pairs that train_dpo.py held out"
-    add("--val_fraction", type=cli.in_range(1e-6, 0.5), default=0.1, help=text)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     return parser.parse_args()
 
@@ -63,8 +62,10 @@ def main():
         questions = read_questions(demo[file], tokenizer, chat)
         return exact_match(questions, ask(model, tokenizer, questions))
 
-    pairs = EncodedPairs(read_pairs(demo["dpo.jsonl"]), tokenizer, max_seq_len=768)
-    pairs = DPODataset(pairs.split(args.val_fraction)[1], max_seq_len=768)
+    # the pairs that train_dpo.py held out
+    used = json.loads((runs["dpo"] / "args.json").read_text())
+    pairs = EncodedPairs(read_pairs(demo["dpo.jsonl"]), tokenizer, used["max_seq_len"])
+    pairs = DPODataset(pairs.split(used["val_fraction"])[1], used["max_seq_len"])
 
     def answers_log_probs(model) -> torch.Tensor:
         return pair_log_probs(model, pairs, 2, ranks, nullcontext()).cpu()

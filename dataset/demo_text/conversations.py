@@ -13,9 +13,9 @@ from dataset.demo_text.words_en import Story
 # Conversations of each kind and language.
 COUNTS = {
     "fact": {"en": 1150, "zh": 680},
-    "sum": {"en": 700, "zh": 350},
-    "comparison": {"en": 220, "zh": 160},
-    "count": {"en": 90, "zh": 60},
+    "sum": {"en": 1400, "zh": 700},
+    "comparison": {"en": 440, "zh": 330},
+    "count": {"en": 180, "zh": 130},
     "identity": {"en": 160, "zh": 140},
     "follow_up": {"en": 330, "zh": 220},
     "chat": {"en": 180, "zh": 120},

@@ -123,3 +123,4 @@ FAREWELLS = {
         ("晚安！", "晚安！祝你睡个好觉！"),
     ),
 }
+THANKS = {lang: pairs[:3] for lang, pairs in FAREWELLS.items()}

@@ -1,13 +1,17 @@
-"""The pairs of `dpo.jsonl`: the same question, one good answer and one bad one.
+"""The pairs of `dpo.jsonl`: the same question, one answer that is preferred and one that is not.
+
+Two thirds are about quality: the rejected answer is wrong, rude, cut off or repeats itself. A model
+that was fine-tuned well knows most of that already. The rest is about manners, where both answers
+are right and the fine-tuned model has only ever seen the plain one: thanks are answered with one
+more kind sentence, and a story says that it is over.
 
 For questions the chosen answer is word for word the one of `sft.jsonl`, so preference training
-does not move the answers that are checked exactly; the rejected one is wrong, rude, or repeats
-itself. Chosen stories come to their end; rejected ones are cut off, or repeat, or turn rude.
+does not move the answers that are checked exactly.
 """
 
 import random
 
-from dataset.demo_text import articles
+from dataset.demo_text import articles, identity
 from dataset.demo_text.choosing import below, chance, make_rng, pick, shuffled
 from dataset.demo_text.conversations import messages, story_request
 from dataset.demo_text.facts import answer, training_questions
@@ -15,12 +19,16 @@ from dataset.demo_text.pretraining import story
 from dataset.demo_text.questions import QuestionDecks
 
 PAIR_COUNTS = {
-    "fact": {"en": 330, "zh": 220},
-    "any": {"en": 180, "zh": 130},
-    "story": {"en": 280, "zh": 140},
-    "turns": {"en": 130, "zh": 90},
+    "fact": {"en": 240, "zh": 160},
+    "any": {"en": 120, "zh": 80},
+    "story": {"en": 130, "zh": 70},
+    "turns": {"en": 90, "zh": 60},
+    "thanks": {"en": 220, "zh": 150},
+    "ending": {"en": 120, "zh": 60},
 }
 
+KIND_WORDS = {"en": "I am always happy to help you.", "zh": "能帮到你我很高兴。"}
+STORY_ENDS = {"en": "The end.", "zh": "故事讲完了。"}
 RUDE = {
     "en": (
         "I do not care.",
@@ -87,6 +95,14 @@ def _pair(kind: str, rng: random.Random, decks: QuestionDecks) -> dict:
         tale = story(rng, lang)
         question, good = story_request(rng, lang, tale), tale.text
         bad = pick(rng, RUDE[lang]) if chance(rng, 0.2) else bad_story(rng, lang, good)
+    elif kind == "ending":
+        tale = story(rng, lang)
+        question, bad = story_request(rng, lang, tale), tale.text
+        good = bad + _space(lang) + STORY_ENDS[lang]
+    elif kind == "thanks":
+        before = [decks.any() for _ in range(1 + below(rng, 2))]
+        question, bad = pick(rng, identity.THANKS[lang])
+        good = bad + _space(lang) + KIND_WORDS[lang]
     elif kind == "any":
         question, good = decks.any()
         bad = bad_answer(rng, lang, good, pick(rng, RUDE[lang]))

@@ -1,6 +1,8 @@
 """A new narrow skill for `lora.jsonl`: the catalogue of a toy shop that exists only here.
 
-Prices, shelves and colours are made up, so neither pretraining nor fine-tuning contains them.
+Prices, boxes and colours are made up, so neither pretraining nor fine-tuning contains them; the
+words are those of the pretraining text. An adapter does not touch the embeddings, and those of
+words that were never read are all alike: no adapter could tell them apart.
 """
 
 from dataset.demo_text.choosing import Deck, below, make_rng, pick, shuffled
@@ -21,30 +23,28 @@ FOLLOW_ZH = ("那{s}呢？", "{s}呢？")
 RELATIONS_EN = (
     relation(
         "price", "price", "",
-        "The {s} costs {v} coins.",
+        "The {s} is {v} coins.",
         """How much is the {s}?
         What does the {s} cost?
-        What is the price of the {s}?
-        Tell me the price of the {s}.
+        How many coins is the {s}?
+        Tell me how much the {s} is.
         How much does the {s} cost?
         How many coins does the {s} cost?""",
-        "Moon Rocket: 12; Star Robot: 20; Jolly Drum: 7; Ocean Puzzle: 9; Magic Kite: 5;"
-        "Tiny Piano: 18; Happy Dragon: 14; Forest Train: 16; Rainbow Yo-yo: 3; Silver Castle: 25;"
-        "Cloud Bear: 11; Pirate Boat: 8",
+        "toy boat: 12; toy drum: 20; toy ball: 7; toy kite: 9; toy train: 5; toy bear: 18;"
+        "toy doll: 14; toy tower: 16; toy whale: 3; toy rabbit: 15; toy duck: 11; toy horse: 8",
         FOLLOW_EN,
     ),
     relation(
-        "shelf", "shelf", "",
-        "The {s} is on shelf {v}.",
+        "box", "place", "",
+        "The {s} is in box {v}.",
         """Where is the {s}?
-        Which shelf is the {s} on?
-        On which shelf is the {s}?
+        Which box is the {s} in?
+        In which box is the {s}?
         Tell me where the {s} is.
         Where can I find the {s}?
-        What shelf is the {s} on?""",
-        "Moon Rocket: A; Star Robot: C; Jolly Drum: B; Ocean Puzzle: F; Magic Kite: D;"
-        "Tiny Piano: A; Happy Dragon: E; Forest Train: B; Rainbow Yo-yo: C; Silver Castle: F;"
-        "Cloud Bear: E; Pirate Boat: D",
+        What box is the {s} in?""",
+        "toy boat: 1; toy drum: 3; toy ball: 2; toy kite: 6; toy train: 4; toy bear: 1;"
+        "toy doll: 5; toy tower: 2; toy whale: 3; toy rabbit: 6; toy duck: 5; toy horse: 4",
         FOLLOW_EN,
     ),
     relation(
@@ -56,9 +56,9 @@ RELATIONS_EN = (
         Tell me the colour of the {s}.
         What colour does the {s} have?
         Can you tell me the colour of the {s}?""",
-        "Moon Rocket: red; Star Robot: blue; Jolly Drum: green; Ocean Puzzle: white;"
-        "Magic Kite: purple; Tiny Piano: black; Happy Dragon: orange; Forest Train: brown;"
-        "Rainbow Yo-yo: yellow; Silver Castle: grey; Cloud Bear: pink; Pirate Boat: red",
+        "toy boat: red; toy drum: blue; toy ball: green; toy kite: white; toy train: purple;"
+        "toy bear: black; toy doll: orange; toy tower: brown; toy whale: yellow;"
+        "toy rabbit: grey; toy duck: pink; toy horse: red",
         FOLLOW_EN,
     ),
 )  # fmt: skip
@@ -66,28 +66,28 @@ RELATIONS_EN = (
 RELATIONS_ZH = (
     relation(
         "price", "price", "",
-        "{s}卖{v}元。",
+        "{s}要{v}块钱。",
         """{s}多少钱？
-        {s}卖多少钱？
-        {s}的价格是多少？
-        请告诉我{s}的价格。
-        买{s}要花多少钱？
-        {s}要多少元？""",
-        "月亮火箭: 12; 星星机器人: 20; 快乐小鼓: 7; 海洋拼图: 9; 魔法风筝: 5; 小小钢琴: 18;"
-        "开心恐龙: 14; 森林火车: 16; 彩虹陀螺: 3; 白云小熊: 11",
+        {s}要多少块钱？
+        你知道{s}多少钱吗？
+        请告诉我{s}要多少钱。
+        买{s}要几块钱？
+        我想买{s}，要多少钱？""",
+        "玩具小熊: 12; 玩具小鸭: 20; 玩具小鸟: 7; 玩具小狗: 9; 玩具小猫: 5; 玩具大象: 18;"
+        "玩具风筝: 14; 玩具青蛙: 16; 玩具乌龟: 3; 玩具老鼠: 11",
         FOLLOW_ZH,
     ),
     relation(
-        "shelf", "shelf", "",
-        "{s}在{v}号货架上。",
+        "box", "place", "",
+        "{s}在第{v}个盒子里。",
         """{s}在哪里？
-        {s}在几号货架上？
-        {s}放在哪个货架上？
-        请告诉我{s}在哪儿。
-        在哪个货架能找到{s}？
-        哪个货架上有{s}？""",
-        "月亮火箭: 1; 星星机器人: 3; 快乐小鼓: 2; 海洋拼图: 6; 魔法风筝: 4; 小小钢琴: 1;"
-        "开心恐龙: 5; 森林火车: 2; 彩虹陀螺: 3; 白云小熊: 5",
+        {s}在第几个盒子里？
+        {s}放在哪个盒子里？
+        请告诉我{s}在哪里。
+        在哪个盒子里能找到{s}？
+        哪个盒子里有{s}？""",
+        "玩具小熊: 1; 玩具小鸭: 3; 玩具小鸟: 2; 玩具小狗: 6; 玩具小猫: 4; 玩具大象: 1;"
+        "玩具风筝: 5; 玩具青蛙: 2; 玩具乌龟: 3; 玩具老鼠: 5",
         FOLLOW_ZH,
     ),
     relation(
@@ -99,8 +99,8 @@ RELATIONS_ZH = (
         请告诉我{s}的颜色。
         你知道{s}的颜色吗？
         {s}看起来是什么颜色？""",
-        "月亮火箭: 红色; 星星机器人: 蓝色; 快乐小鼓: 绿色; 海洋拼图: 白色; 魔法风筝: 紫色;"
-        "小小钢琴: 黑色; 开心恐龙: 橙色; 森林火车: 棕色; 彩虹陀螺: 黄色; 白云小熊: 粉色",
+        "玩具小熊: 红色; 玩具小鸭: 蓝色; 玩具小鸟: 绿色; 玩具小狗: 白色; 玩具小猫: 紫色;"
+        "玩具大象: 黑色; 玩具风筝: 橙色; 玩具青蛙: 棕色; 玩具乌龟: 黄色; 玩具老鼠: 粉色",
         FOLLOW_ZH,
     ),
 )  # fmt: skip
