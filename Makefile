@@ -4,15 +4,28 @@ RUN = $(VENV)/bin/python
 
 .PHONY: demo install test test-slow clean
 
-# Writes a small corpus, trains a 5M model on it and lets it tell a story: minutes on two CPU cores.
+# Writes a small corpus, trains a 5M model on it in four stages, and says what each has improved:
+# about twelve minutes on two CPU cores. The allocator keeps its pages (glibc): a step is faster.
+demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+demo: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 demo: $(VENV)/.installed
 	$(RUN) -m dataset.demo --out_dir out/demo_data
 	$(RUN) train_pretrain.py --optimizer muon --learning_rate 1e-2 --batch_size 8 --max_steps 320 \
 		--eval_interval 80 --out_dir out/pretrain
 	$(RUN) eval_model.py --model out/pretrain --prompt "One sunny morning, a little girl" \
 		--temperature 0.5 --max_new_tokens 300 --seed 1
+	$(RUN) train_full_sft.py --init_from out/pretrain --optimizer muon --learning_rate 1e-2 \
+		--batch_size 8 --max_steps 240 --eval_interval 120 --out_dir out/full_sft
+	$(RUN) train_lora.py --init_from out/full_sft --lora_alpha 32 --learning_rate 2e-2 \
+		--batch_size 8 --max_steps 60 --out_dir out/lora
+	$(RUN) train_dpo.py --init_from out/full_sft --sft_weight 1 --learning_rate 5e-4 \
+		--warmup_steps 5 --max_steps 50 --out_dir out/dpo
+	$(RUN) scripts/demo_table.py
 	@echo
-	@echo "Talk to it yourself:  $(RUN) eval_model.py --model out/pretrain"
+	@printf '%s\n' "Who are you?" "What is 7 plus 5?" "法国的首都是哪里？" "Thank you!" | \
+		$(RUN) eval_model.py --model out/dpo --temperature 0
+	@echo
+	@echo "Talk to it yourself:  $(RUN) eval_model.py --model out/dpo"
 
 install: $(VENV)/.installed
 

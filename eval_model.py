@@ -118,6 +118,8 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], adapters: 
             line = input("> ").strip()
         except EOFError:
             return print()
+        if not sys.stdin.isatty():  # lines from a pipe: show them as if they were typed
+            print(line)
         command, _, rest = line.partition(" ")
         if command in ("/exit", "/quit"):
             return None

@@ -4,7 +4,8 @@
 
 Everything is measured here, anew, on questions and pairs that were held out: exact match of greedy
 answers before and after SFT and LoRA, and how often the preferred answer is the likelier one (log-
-probability per token) before and after DPO. Speed and minutes are those of the runs.
+probability per token) before and after DPO. Speed (of tokens that are targets: in conversations,
+those of the answers) and minutes are those of the runs.
 """
 
 import json

@@ -12,7 +12,7 @@ import train_full_sft
 import train_lora
 import train_pretrain
 import train_tokenizer
-from scripts import merge_lora, show_data
+from scripts import demo_table, merge_lora, show_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [p for p in ROOT.rglob("*.py") if not {".venv", "tests", "out"} & set(p.parts)]
@@ -22,6 +22,7 @@ PARSERS = {
     "train_lora.py": train_lora.parse_args,
     "train_dpo.py": train_dpo.parse_args,
     "eval_model.py": eval_model.parse_args,
+    "scripts/demo_table.py": demo_table.parse_args,
     "scripts/merge_lora.py": merge_lora.parse_args,
     "scripts/show_data.py": show_data.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
