@@ -85,7 +85,10 @@ def test_a_chat_model_answers_in_chat_format(monkeypatch, capsys, chat_folder):
 
 
 def test_chat_keeps_the_history_until_reset(monkeypatch, capsys, chat_folder):
-    """The second answer sees the first turn; after /reset the same line is answered as at first."""
+    """The second answer sees the first turn; after /reset the same line is answered as at first.
+
+    Lines that come from a pipe are shown.
+    """
     out = run(
         monkeypatch, capsys, "--model", chat_folder, "--temperature", "0",
         "--max_new_tokens", "8", stdin="Hello\nHello\n/reset\nHello\n/nonsense\n/help\n/exit\n",
@@ -99,10 +102,10 @@ def test_chat_keeps_the_history_until_reset(monkeypatch, capsys, chat_folder):
     messages = [{"role": "user", "content": "Hello"}]
     ids, _ = encode_conversation(tokenizer, messages, add_generation_prompt=True)
     answer = greedy(chat_folder, ids, 8)
-    assert first == answer + "\n"
+    assert first == "Hello\n" + answer + "\n"
     messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Hello"}]
     ids, _ = encode_conversation(tokenizer, messages, add_generation_prompt=True)
-    assert second == greedy(chat_folder, ids, 8) + "\n"
+    assert second == "Hello\n" + greedy(chat_folder, ids, 8) + "\n"
 
 
 def test_end_of_input_leaves_the_chat(monkeypatch, capsys, base_folder):
