@@ -123,7 +123,8 @@ def plot_metrics(path: Path, image: Path):
         last_step, last = held_out[-1]
         top.annotate(f"{last:.3f}", (last_step, last), xytext=(0, 8), textcoords="offset points",
                      ha="right", color="tab:orange")  # fmt: skip
-    top.set_ylabel("loss (nats per token)")
+    of_pairs = any("pairs" in record for record in records)  # whose loss has no unit
+    top.set_ylabel("loss" if of_pairs else "loss (nats per token)")
     top.grid(alpha=0.3)
     top.legend(frameon=False)
     bottom.plot(*zip(*rates), color="tab:gray", linewidth=1)
