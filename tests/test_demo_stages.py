@@ -33,4 +33,4 @@ def test_every_stage_of_the_demo_improves_what_it_should(tmp_path):
     assert kept == sft and exact >= sft - 5
 
     talk = table[table.index("> Who are you?") :]
-    assert "MiniMind" in talk and "Havana" in talk and "巴黎" in talk
+    assert "MiniMind" in talk and "made from fruit" in talk and "巴黎" in talk
