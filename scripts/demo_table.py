@@ -4,12 +4,13 @@
 
 Everything is measured here, anew, on questions and pairs that were held out: exact match of greedy
 answers before and after SFT and LoRA, and how often the preferred answer is the likelier one (log-
-probability per token) before and after DPO. Speed (of tokens that are targets: in conversations,
-those of the answers) and minutes are those of the runs.
+probability per token) before and after DPO; below the table, what SFT answers right by skill. Speed
+(of tokens that are targets: in conversations, those of the answers) and minutes are the runs' own.
 """
 
 import json
 import sys
+from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -20,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.readers import read_records
 from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.hf_format import load_model, weights_sha256
 from training import cli
 from training.checkpoint import adapter_folder, model_folder
 from training.distributed import init_distributed
-from training.evaluation import ask, exact_match, read_questions
+from training.evaluation import ask, exact_match, is_exact, read_questions
 from training.reference import pair_log_probs
 from training.run_log import read_metrics
 
@@ -68,6 +70,16 @@ def main():
     pairs = EncodedPairs(read_pairs(demo["dpo.jsonl"]), tokenizer, used["max_seq_len"])
     pairs = DPODataset(pairs.split(used["val_fraction"])[1], used["max_seq_len"])
 
+    def match_by_skill(model) -> str:
+        """ "facts 100/100, sums 25/44" over the held-out questions."""
+        questions = read_questions(demo["questions.jsonl"], tokenizer)
+        answers = ask(model, tokenizer, questions)
+        skills = [r.fields["skill"] for r in read_records(demo["questions.jsonl"])]
+        right = defaultdict(list)
+        for skill, question, answer in zip(skills, questions, answers, strict=True):
+            right[skill].append(is_exact(question, answer))
+        return ", ".join(f"{skill} {sum(r)}/{len(r)}" for skill, r in right.items())
+
     def answers_log_probs(model) -> torch.Tensor:
         return pair_log_probs(model, pairs, 2, ranks, nullcontext()).cpu()
 
@@ -80,6 +92,7 @@ def main():
     dpo = load_model(folders["dpo"], ranks.device)
     base_match = match(base, "questions.jsonl", chat=False)
     sft_match, dpo_match = (match(model, "questions.jsonl") for model in (sft, dpo))
+    by_skill = match_by_skill(sft)
     shop_before = match(sft, "lora_questions.jsonl")
     before, after = answers_log_probs(sft), answers_log_probs(dpo)
     margins = (after - before)[:, 0] - (after - before)[:, 1]
@@ -101,6 +114,7 @@ def main():
     for name, what, was, now in rows:
         speed, minutes = speed_and_minutes(runs[name]) if name else ("", "")
         print(f"{name:<9} {what:<36} {was:>7} {now:>7} {speed:>15} {minutes:>8}".rstrip())
+    print(f"by skill, after SFT: {by_skill}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ def test_every_stage_of_the_demo_improves_what_it_should(tmp_path):
     shutil.copytree(REPOSITORY, tree, ignore=shutil.ignore_patterns(".*", "out", "__pycache__"))
     command = ["make", "demo", f"RUN={sys.executable}", "--old-file", ".venv/.installed"]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=3600)
+    print(done.stdout)
     assert done.returncode == 0, done.stderr
 
     table = done.stdout[done.stdout.index("stage     held out") :]

@@ -129,5 +129,10 @@ def ask(model, tokenizer, questions: list[Question], max_new_tokens: int = 64) -
 
 def exact_match(questions: list[Question], answers: list[str]) -> float:
     """Share of the answers that are the expected text, outer white space aside."""
-    right = sum(q.answer.strip() == a.strip() for q, a in zip(questions, answers, strict=True))
+    right = sum(is_exact(q, a) for q, a in zip(questions, answers, strict=True))
     return right / max(1, len(questions))
+
+
+def is_exact(question: Question, answer: str) -> bool:
+    """Whether an answer is the expected text, outer white space aside."""
+    return question.answer.strip() == answer.strip()

@@ -22,7 +22,7 @@ COUNTS = {
     "story": {"en": 110, "zh": 60},
     "system": {"en": 160, "zh": 110},
     "tool": {"en": 90, "zh": 60},
-    "reasoning": {"en": 140, "zh": 90},
+    "reasoning": {"en": 150, "zh": 100},
 }
 
 
