@@ -19,8 +19,9 @@ from dataset.demo_text.pretraining import story
 from dataset.demo_text.questions import QuestionDecks
 
 PAIR_COUNTS = {
-    "fact": {"en": 240, "zh": 160},
-    "any": {"en": 120, "zh": 80},
+    "fact": {"en": 190, "zh": 120},
+    "any": {"en": 80, "zh": 60},
+    "identity": {"en": 90, "zh": 60},  # what it is not reminded of, it forgets first
     "story": {"en": 130, "zh": 70},
     "turns": {"en": 90, "zh": 60},
     "thanks": {"en": 220, "zh": 150},
@@ -103,8 +104,8 @@ def _pair(kind: str, rng: random.Random, decks: QuestionDecks) -> dict:
         before = [decks.any() for _ in range(1 + below(rng, 2))]
         question, bad = pick(rng, identity.THANKS[lang])
         good = bad + _space(lang) + KIND_WORDS[lang]
-    elif kind == "any":
-        question, good = decks.any()
+    elif kind in ("any", "identity"):
+        question, good = decks.any() if kind == "any" else decks.about_me()
         bad = bad_answer(rng, lang, good, pick(rng, RUDE[lang]))
     else:
         *before, (question, good) = decks.fact_and_follow_ups(1 + below(rng, 2))
