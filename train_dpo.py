@@ -9,7 +9,6 @@ reference is the model this starts from: its log-probabilities are computed once
 and kept in a file, so that training holds one model. With --lora_rank only adapters are trained.
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,13 +24,24 @@ from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.hf_format import load_model, save_model, weights_sha256
 from training import checkpoint, cli
-from training.distributed import init_distributed, seed_dropout, shutdown, sum_over_ranks
+from training.distributed import (
+    gradient_sync,
+    init_distributed,
+    seed_dropout,
+    shard,
+    shutdown,
+    sum_over_ranks,
+    whole,
+)
 from training.evaluation import ask, exact_match, read_questions
+from training.loss_watch import LossWatch
 from training.losses import document_log_probs
 from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer
 from training.reference import pair_log_probs, reference_log_probs
 from training.run_log import RunLog
+from training.stopping import Stopping, ignore_signals
+from training.writer import CheckpointWriter
 
 METRICS = (
     "loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_log_prob",
@@ -125,7 +135,7 @@ def main():
 
     # (3) under torchrun: join the process group, take this rank's device
     ranks = init_distributed(args.device)
-    device = ranks.device
+    device, stop = ranks.device, Stopping(ranks)
     dtype = cli.choose_dtype(args.dtype, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
@@ -169,6 +179,8 @@ def main():
     elif resumed_from:
         model = load_model(resumed_from, device, config=config)
     model.train()
+    if args.fsdp:
+        shard(model, ranks, args)
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
@@ -178,7 +190,7 @@ def main():
     )  # fmt: skip
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=args.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda", worker_init_fn=ignore_signals,
     )  # fmt: skip
     total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
     epochs = -(-total_steps // sampler.updates_per_epoch)
@@ -189,7 +201,7 @@ def main():
 
     # (9) several processes: average the gradients
     wrapped = compiled
-    if ranks.is_distributed:
+    if ranks.is_distributed and not args.fsdp:
         wrapped = DistributedDataParallel(compiled, broadcast_buffers=False)
 
     # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
@@ -203,24 +215,23 @@ def main():
         "beta": args.beta,
         **(adapter.to_dict() if adapter else {}),
     }
-    state = {"step": 0, "pairs": 0, "best_val_loss": None, "best_step": None, "scaler": {}}
+    state = {"step": 0, "pairs": 0, "metrics_lines": 0, "eval_due": False}
+    state |= {"best_val_loss": None, "best_step": None}
     if resumed_from:
-        checkpoint.check_same_run(resumed_from, identity, args.resume_on_changed_data)
-        state |= checkpoint.load_training_state(resumed_from, model, optimizer)
-        scaler.load_state_dict(state["scaler"])
+        state |= checkpoint.resume(resumed_from, identity, model, optimizer, scaler, args)
     elif args.overwrite and ranks.is_main:
         checkpoint.clear_run(args.out_dir)
     if ranks.is_main:
         cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
 
-    def write_model(folder: Path):
+    def write_model(folder: Path, weights: dict):
         if adapter:
-            lora.save_adapter(model, adapter, folder, args.init_from, base_sha256)
+            lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
         else:
-            save_model(model, folder, [tokenizer.control_id(IM_END), tokenizer.eos_id])
+            save_model(model, folder, [tokenizer.control_id(IM_END), tokenizer.eos_id], weights)
         tokenizer.save(folder, chat_template=True)
 
-    log = RunLog(args.out_dir, total_steps, state["step"], ranks.is_main, args)
+    log = RunLog(args.out_dir, total_steps, state, ranks.is_main, args)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(
         f"{trained / 1e6:.2f}M of {model.num_parameters() / 1e6:.1f}M parameters, "
@@ -230,6 +241,31 @@ def main():
     log.say(f"data: {dataset.summary()}")
     if resumed_from:
         log.say(f"going on from {resumed_from}")
+
+    def evaluate():
+        """Held-out pairs and answers. What a signal interrupts is done after a resume."""
+        policy = pair_log_probs(compiled, val_dataset, args.batch_size, ranks, autocast, stop)
+        val_lengths = val_dataset.answer_lengths.to(device)
+        _, values = preference_loss(policy, val_reference, val_lengths, args)
+        values = {f"val_{k}": v for k, v in zip(METRICS, values.mean(0).tolist())}
+        val_loss = values["val_loss"]
+        if questions and (ranks.is_main or args.fsdp):
+            answers = ask(model, tokenizer, questions, stop=None if args.fsdp else stop)
+            values["exact_match"] = exact_match(questions, answers)
+        if stop.agree():
+            return
+        log.metrics(state["step"], **values)
+        log.plot()
+        state["eval_due"] = False
+        if state["best_val_loss"] is None or val_loss < state["best_val_loss"]:
+            state.update(best_val_loss=val_loss, best_step=state["step"])
+        log.pause_clock()
+
+    watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
+    writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
+    stop.begin_training()  # from here on a signal waits for the end of the update
+    if state["eval_due"]:
+        evaluate()
 
     # (10) for every epoch, for every batch
     step = state["step"]
@@ -251,8 +287,7 @@ def main():
                 group["lr"] = lr
 
             # between the boundaries, ranks keep their gradients to themselves
-            apart = ranks.is_distributed and micro_step != 0
-            with wrapped.no_sync() if apart else nullcontext():
+            with gradient_sync(wrapped, at_boundary=micro_step == 0):
                 # (12) forward, (13) the loss of every pair, (14) the experts' auxiliary loss
                 with autocast:
                     logits, aux_loss = wrapped(X, document_ids)
@@ -278,11 +313,15 @@ def main():
             if micro_step != 0:
                 continue
 
-            # (17) unscale, clip, step, update the scaler, zero the gradients
+            # (17) unscale, clip, step, update the scaler, zero the gradients. A loss or gradient
+            # that is not finite, on whatever rank, skips the update on all of them
             scaler.unscale_(optimizer)
             max_norm = args.grad_clip or float("inf")
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-            scaler.step(optimizer)
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)).item()
+            means = (sum_over_ranks(update_metrics) / ranks.world_size).tolist()
+            finite = watch.is_finite(step, means[0], grad_norm, scaler.is_enabled())
+            if finite:
+                scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             step += 1
@@ -290,41 +329,33 @@ def main():
             log.step(update_pairs)
 
             # (18) print, log to wandb, measure the held-out loss
-            if step % args.log_interval == 0 or step == total_steps:
-                means = (sum_over_ranks(update_metrics) / ranks.world_size).tolist()
-                values = dict(zip(METRICS, means)) | {"lr": lr, "grad_norm": grad_norm.item()}
+            if finite and (step % args.log_interval == 0 or step == total_steps):
+                values = dict(zip(METRICS, means)) | {"lr": lr, "grad_norm": grad_norm}
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
                 log.metrics(step, speed="pairs", epoch=epoch, pairs=state["pairs"], **values)
             update_metrics.zero_()
             if val_dataset and (step % args.eval_interval == 0 or step == total_steps):
-                policy = pair_log_probs(compiled, val_dataset, args.batch_size, ranks, autocast)
-                val_lengths = val_dataset.answer_lengths.to(device)
-                _, values = preference_loss(policy, val_reference, val_lengths, args)
-                values = {f"val_{k}": v for k, v in zip(METRICS, values.mean(0).tolist())}
-                val_loss = values["val_loss"]
-                if ranks.is_main and questions:
-                    values["exact_match"] = exact_match(questions, ask(model, tokenizer, questions))
-                log.metrics(step, **values)
-                log.plot()
-                if state["best_val_loss"] is None or val_loss < state["best_val_loss"]:
-                    state |= {"best_val_loss": val_loss, "best_step": step}
-                log.pause_clock()
+                state |= {"step": step, "eval_due": True}
+                evaluate()
 
-            # (19) save
-            if step % args.save_interval == 0 or step == total_steps:
-                state |= identity | {"step": step, "scaler": scaler.state_dict()}
-                if ranks.is_main:
-                    checkpoint.save_checkpoint(args.out_dir, model, optimizer, state, write_model)
-                    checkpoint.remove_old_checkpoints(
-                        args.out_dir, args.keep_checkpoints, state["best_step"]
-                    )
+            # (19) save; a signal to stop reaches all ranks at the same update
+            stopping = stop.agree()
+            if step % args.save_interval == 0 or step == total_steps or stopping:
+                state |= identity | {"step": step, "metrics_lines": log.lines}
+                state["scaler"] = scaler.state_dict()
+                writer.save(model, optimizer, state, write_model)
                 log.pause_clock()
+            if stopping:
+                break
+        if stop.agreed:
+            break
 
-    log.say(f"done: {args.out_dir} holds the checkpoints, metrics.jsonl and loss.png")
-    log.close()
+    writer.close()
+    log.end(step, stop.agreed)
     del wrapped  # it uses the process group, and must not outlive it
     shutdown()
+    stop.leave()  # with status 143 or 130 if a signal ended the run
 
 
 if __name__ == "__main__":

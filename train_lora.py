@@ -8,7 +8,6 @@ train_full_sft.py with three differences: adapters are attached to the loaded mo
 trained, and they alone are saved, as a PEFT folder (model/lora.py holds the equation).
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,12 +22,23 @@ from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.hf_format import load_model, weights_sha256
 from training import checkpoint, cli
-from training.distributed import init_distributed, seed_dropout, shutdown, sum_over_ranks
+from training.distributed import (
+    gradient_sync,
+    init_distributed,
+    seed_dropout,
+    shard,
+    shutdown,
+    sum_over_ranks,
+    whole,
+)
 from training.evaluation import ask, exact_match, first_questions, held_out_loss, read_questions
+from training.loss_watch import LossWatch
 from training.losses import masked_cross_entropy
 from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer
 from training.run_log import RunLog
+from training.stopping import Stopping, ignore_signals
+from training.writer import CheckpointWriter
 
 
 def parse_args():
@@ -82,7 +92,7 @@ def main():
 
     # (3) under torchrun: join the process group, take this rank's device
     ranks = init_distributed(args.device)
-    device = ranks.device
+    device, stop = ranks.device, Stopping(ranks)
     dtype = cli.choose_dtype(args.dtype, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
@@ -96,6 +106,8 @@ def main():
     if resumed_from:
         lora.load_adapter(model, resumed_from, base_sha256)
     model.train()
+    if args.fsdp:
+        shard(model, ranks, args)
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
 
     # (5) the dataset: conversations encoded with their masks, packed whole into rows
@@ -130,7 +142,7 @@ def main():
     )  # fmt: skip
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=args.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda", worker_init_fn=ignore_signals,
     )  # fmt: skip
     total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
     epochs = -(-total_steps // sampler.updates_per_epoch)
@@ -141,7 +153,7 @@ def main():
 
     # (9) several processes: average the gradients
     wrapped = compiled
-    if ranks.is_distributed:
+    if ranks.is_distributed and not args.fsdp:
         wrapped = DistributedDataParallel(compiled, broadcast_buffers=False)
 
     # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
@@ -153,21 +165,20 @@ def main():
         "base_sha256": base_sha256,
         **adapter.to_dict(),
     }
-    state = {"step": 0, "tokens": 0, "best_val_loss": None, "best_step": None, "scaler": {}}
+    state = {"step": 0, "tokens": 0, "metrics_lines": 0, "eval_due": False}
+    state |= {"best_val_loss": None, "best_step": None}
     if resumed_from:
-        checkpoint.check_same_run(resumed_from, identity, args.resume_on_changed_data)
-        state |= checkpoint.load_training_state(resumed_from, model, optimizer)
-        scaler.load_state_dict(state["scaler"])
+        state |= checkpoint.resume(resumed_from, identity, model, optimizer, scaler, args)
     elif args.overwrite and ranks.is_main:
         checkpoint.clear_run(args.out_dir)
     if ranks.is_main:
         cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
 
-    def write_model(folder: Path):
-        lora.save_adapter(model, adapter, folder, args.init_from, base_sha256)
+    def write_model(folder: Path, weights: dict):
+        lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
         tokenizer.save(folder, chat_template=True)
 
-    log = RunLog(args.out_dir, total_steps, state["step"], ranks.is_main, args)
+    log = RunLog(args.out_dir, total_steps, state, ranks.is_main, args)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(
         f"{trained / 1e6:.2f}M of {model.num_parameters() / 1e6:.1f}M parameters, "
@@ -178,11 +189,39 @@ def main():
     if resumed_from:
         log.say(f"going on from {resumed_from}")
 
+    def evaluate():
+        """The held-out loss and a few answers. What a signal interrupts is done after a resume."""
+        result = held_out_loss(
+            compiled, val_dataset, args.batch_size, tokenizer.token_bytes, ranks, autocast, stop
+        )
+        answers = []
+        if ranks.is_main or args.fsdp:
+            answers = ask(model, tokenizer, questions, stop=None if args.fsdp else stop)
+        if stop.agree():
+            return
+        values = {"val_loss": result["loss"]}
+        if args.questions and ranks.is_main:
+            values["exact_match"] = exact_match(questions, answers)
+        log.metrics(state["step"], **values)
+        for question, answer in list(zip(questions, answers))[:3]:
+            log.say(f"    {question.text} ⟶ {' '.join(answer.split())}")
+        log.plot()
+        state["eval_due"] = False
+        if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
+            state.update(best_val_loss=result["loss"], best_step=state["step"])
+        log.pause_clock()
+
+    watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
+    writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
+    stop.begin_training()  # from here on a signal waits for the end of the update
+    if state["eval_due"]:
+        evaluate()
+
     # (10) for every epoch, for every batch
     step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
-        update_loss = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
+        update_metrics = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
         for micro_step, batch in enumerate(loader, start=1):
             if step >= total_steps:
                 break
@@ -198,8 +237,7 @@ def main():
                 group["lr"] = lr
 
             # between the boundaries, ranks keep their gradients to themselves
-            apart = ranks.is_distributed and micro_step != 0
-            with wrapped.no_sync() if apart else nullcontext():
+            with gradient_sync(wrapped, at_boundary=micro_step == 0):
                 # (12) forward, (13) masked cross-entropy, (14) the experts' auxiliary loss
                 with autocast:
                     logits, aux_loss = wrapped(X, document_ids)
@@ -217,15 +255,19 @@ def main():
                 # (16) scale, backward
                 scaler.scale(loss).backward()
             parts = torch.stack((cross_entropy.detach(), aux_loss.detach()))
-            update_loss += parts * share / args.accumulation_steps
+            update_metrics += parts * share / args.accumulation_steps
             if micro_step != 0:
                 continue
 
-            # (17) unscale, clip, step, update the scaler, zero the gradients
+            # (17) unscale, clip, step, update the scaler, zero the gradients. A loss or gradient
+            # that is not finite, on whatever rank, skips the update on all of them
             scaler.unscale_(optimizer)
             max_norm = args.grad_clip or float("inf")
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-            scaler.step(optimizer)
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)).item()
+            means = (sum_over_ranks(update_metrics) / ranks.world_size).tolist()
+            finite = watch.is_finite(step, means[0], grad_norm, scaler.is_enabled())
+            if finite:
+                scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             step += 1
@@ -233,46 +275,35 @@ def main():
             log.step(update_tokens)
 
             # (18) print, log to wandb, measure the held-out loss
-            if step % args.log_interval == 0 or step == total_steps:
-                mean_loss, mean_aux = (sum_over_ranks(update_loss) / ranks.world_size).tolist()
-                values = {"loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
+            if finite and (step % args.log_interval == 0 or step == total_steps):
+                values = {"loss": means[0], "lr": lr, "grad_norm": grad_norm}
                 if config.use_moe:
-                    values["aux_loss"] = mean_aux
+                    values["aux_loss"] = means[1]
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
                 log.metrics(step, speed="tokens", epoch=epoch, tokens=state["tokens"], **values)
-            update_loss.zero_()
+            update_metrics.zero_()
             if val_dataset and (step % args.eval_interval == 0 or step == total_steps):
-                result = held_out_loss(
-                    compiled, val_dataset, args.batch_size, tokenizer.token_bytes, ranks, autocast
-                )
-                if ranks.is_main:
-                    answers = ask(model, tokenizer, questions)
-                    values = {"val_loss": result["loss"]}
-                    if args.questions:
-                        values["exact_match"] = exact_match(questions, answers)
-                    log.metrics(step, **values)
-                    for question, answer in list(zip(questions, answers))[:3]:
-                        log.say(f"    {question.text} ⟶ {' '.join(answer.split())}")
-                    log.plot()
-                if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
-                    state |= {"best_val_loss": result["loss"], "best_step": step}
-                log.pause_clock()
+                state |= {"step": step, "eval_due": True}
+                evaluate()
 
-            # (19) save
-            if step % args.save_interval == 0 or step == total_steps:
-                state |= identity | {"step": step, "scaler": scaler.state_dict()}
-                if ranks.is_main:
-                    checkpoint.save_checkpoint(args.out_dir, model, optimizer, state, write_model)
-                    checkpoint.remove_old_checkpoints(
-                        args.out_dir, args.keep_checkpoints, state["best_step"]
-                    )
+            # (19) save; a signal to stop reaches all ranks at the same update
+            stopping = stop.agree()
+            if step % args.save_interval == 0 or step == total_steps or stopping:
+                state |= identity | {"step": step, "metrics_lines": log.lines}
+                state["scaler"] = scaler.state_dict()
+                writer.save(model, optimizer, state, write_model)
                 log.pause_clock()
+            if stopping:
+                break
+        if stop.agreed:
+            break
 
-    log.say(f"done: {args.out_dir} holds the checkpoints, metrics.jsonl and loss.png")
-    log.close()
+    writer.close()
+    log.end(step, stop.agreed)
     del wrapped  # it uses the process group, and must not outlive it
     shutdown()
+    stop.leave()  # with status 143 or 130 if a signal ended the run
 
 
 if __name__ == "__main__":

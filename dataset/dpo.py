@@ -201,6 +201,11 @@ class DPODataset(Dataset):
         """int64 [len(rows)]: the number of pairs in each row, 0 for row -1."""
         return self._row_pairs[np.asarray(rows, np.int64)]
 
+    def place(self, row: int) -> str:
+        """Where a row comes from: "a.jsonl:17 …", the file and line of its first pair."""
+        path, line = self.encoded.sources[self.rows[row][0]]
+        return f"{path}:{line}" + (" …" if len(self.rows[row]) > 1 else "")
+
     def summary(self) -> str:
         """One line for a person: how many, how well packed, what was left out."""
         used = self.num_tokens / (len(self) * self.max_seq_len)

@@ -49,6 +49,15 @@ class TokenStream:
     def eos_id(self) -> int:
         return self.files[0].eos_id
 
+    def place(self, position: int) -> str:
+        """Where token number `position` comes from: "a.jsonl document 17", counted from 1."""
+        span = int(np.searchsorted(self._span_starts, position, side="right")) - 1
+        index, first, _ = self.spans[span].tolist()
+        file = self.files[index]
+        token = first + position - int(self._span_starts[span])
+        document = int(np.searchsorted(file.document_ends, token, side="right")) + 1
+        return f"{file.meta['data_name']} document {document}"
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """int64 [stop - start]: the tokens from start to stop, -1 <= start <= stop <= N.
 

@@ -44,6 +44,10 @@ class PretrainDataset(Dataset):
         """int64 [len(rows)]: the number of targets that count in each row, 0 for row -1."""
         return row_loss_tokens(self.num_tokens, self.max_seq_len, rows)
 
+    def place(self, row: int) -> str:
+        """Where a row comes from: "a.jsonl document 17", the one its first token is in."""
+        return self.stream.place(row * self.max_seq_len)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything the rows are made from: data, tokenizer, split and length."""

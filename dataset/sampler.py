@@ -86,6 +86,11 @@ class UpdateSampler(Sampler[list[int]]):
         for block in self._epoch_blocks()[self.first_update :]:
             yield from block[:, self.rank].tolist()
 
+    def rows_in_update(self, update: int) -> list[int]:
+        """The rows that update number `update` of the epoch is made of, over all ranks."""
+        rows = self._epoch_blocks()[update].reshape(-1)
+        return rows[rows >= 0].tolist()
+
     def tokens_in_update(self, update: int) -> int:
         """Targets that count in update number `update` of the epoch, over all ranks together.
 

@@ -182,6 +182,11 @@ class SFTDataset(Dataset):
         """int64 [len(rows)]: the number of targets that count in each row, 0 for row -1."""
         return self._row_targets[np.asarray(rows, np.int64)]
 
+    def place(self, row: int) -> str:
+        """Where a row comes from: "a.jsonl:17 …", the file and line of its first conversation."""
+        path, line = self.encoded.sources[self.rows[row][0]]
+        return f"{path}:{line}" + (" …" if len(self.rows[row]) > 1 else "")
+
     @property
     def efficiency(self) -> float:
         """Share of the rows' positions that hold real tokens."""

@@ -6,7 +6,7 @@ Shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -142,16 +142,23 @@ def generate(
 
 @torch.inference_mode()
 def greedy_answers(
-    model: MiniMindLM, prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int]
+    model: MiniMindLM,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stop_ids: set[int],
+    is_over: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
     """The most probable continuation of every prompt, without its stop id.
 
-    Prompts of equal length run as one batch, so no row is padded.
+    Prompts of equal length run as one batch, so no row is padded. is_over: asked before every
+    batch; once it says so, the remaining continuations stay empty.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     stops = torch.tensor(sorted(stop_ids), device=device)
     for length in sorted({len(prompt) for prompt in prompts}):
+        if is_over is not None and is_over():
+            break
         rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         cache = KVCache(model.config, len(rows), length + max_new_tokens, device, dtype)
         tokens = torch.tensor([prompts[i] for i in rows], device=device)

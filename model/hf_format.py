@@ -24,13 +24,20 @@ _STACKED = re.compile(r"(model\.layers\.\d+\.mlp)\.(gate_proj|up_proj|down_proj)
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def save_model(model: MiniMindLM, folder: str | Path, eos_token_id: int | list[int]):
+def save_model(
+    model: MiniMindLM,
+    folder: str | Path,
+    eos_token_id: int | list[int],
+    weights: dict[str, Tensor] | None = None,
+):
     """Write model.safetensors, config.json and generation_config.json into an existing folder.
 
-    eos_token_id: the token, or tokens, at which generation stops. Weights keep their dtype.
+    eos_token_id: the token, or tokens, at which generation stops. weights: in place of the model's
+    own, under its names (a copy, while the model is training on). Weights keep their dtype.
     """
     folder = Path(folder)
-    tensors = {name: t.contiguous() for name, t in _to_disk(model).items()}
+    weights = model.state_dict() if weights is None else weights
+    tensors = {name: t.contiguous() for name, t in _to_disk(weights, model.config).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = model.config.to_hf_dict() | {"dtype": dtype, "eos_token_id": eos_token_id}
@@ -75,7 +82,7 @@ def load_model(
         )
     with torch.device("meta"):
         model = MiniMindLM(config)
-    expected = {name: tuple(t.shape) for name, t in _to_disk(model).items()}
+    expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
     _check_tensors(folder, where, expected, config.tie_word_embeddings)
 
     tensors = {}
@@ -134,11 +141,11 @@ def _write_json(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _to_disk(model: MiniMindLM) -> dict[str, Tensor]:
+def _to_disk(weights: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
     """Tensors under their names on disk: a tied head left out, experts split."""
     tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+    for name, tensor in weights.items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if match := _STACKED.fullmatch(name):
             for e, expert in enumerate(tensor):

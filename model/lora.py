@@ -194,19 +194,27 @@ def _replace(model: nn.Module, name: str, layer: nn.Module):
     setattr(model.get_submodule(parent), child, layer)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' tensors under PEFT's names."""
-    return {_PREFIX + n: p for n, p in model.named_parameters() if ".lora_" in n}
+def _tensors(model: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The adapters' tensors under PEFT's names: the model's own, or those of `weights`."""
+    weights = dict(model.named_parameters()) if weights is None else weights
+    return {_PREFIX + n: p for n, p in weights.items() if ".lora_" in n}
 
 
 def save_adapter(
-    model: nn.Module, config: LoRAConfig, folder: str | Path, base: str | Path, base_sha256: str
+    model: nn.Module,
+    config: LoRAConfig,
+    folder: str | Path,
+    base: str | Path,
+    base_sha256: str,
+    weights: dict[str, Tensor] | None = None,
 ):
     """Write adapter_config.json and adapter_model.safetensors into an existing folder.
 
-    base, base_sha256: the folder of the model under the adapter and its `weights_sha256`.
+    base, base_sha256: the folder of the model under the adapter and its `weights_sha256`. weights:
+    in place of the model's own, under its names (a copy, while the model is training on).
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
+    tensors = _tensors(model, weights)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {_BASE_KEY: base_sha256, "format": "pt"}
     data = save(tensors, metadata)
     # safetensors writes metadata in a random order; the same adapter shall have the same bytes

@@ -154,17 +154,18 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, tmp_path, flags, script, 
             "--accumulation_steps", 2, "--eval_interval", 2]  # fmt: skip
     train(monkeypatch, script, tmp_path / "whole", *argv)
     module = SCRIPTS[script]
-    save = module.checkpoint.save_checkpoint
+    save = module.CheckpointWriter.save
 
-    def save_and_stop(*args):
-        save(*args)
-        if args[3]["step"] == 3:
+    def save_and_stop(writer, *args):
+        save(writer, *args)
+        if args[2]["step"] == 3:
+            writer.wait()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.checkpoint, "save_checkpoint", save_and_stop)
+    monkeypatch.setattr(module.CheckpointWriter, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, script, tmp_path / "stopped", *argv)
-    monkeypatch.setattr(module.checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr(module.CheckpointWriter, "save", save)
     train(monkeypatch, script, tmp_path / "stopped", *argv)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
     whole, stopped = (tmp_path / run / "step-00000006" for run in ("whole", "stopped"))

@@ -98,7 +98,7 @@ def region(script: str, first: str, last: str) -> str:
         ("scaler = torch.amp.GradScaler", "# what a checkpoint must agree on"),
         ("# (11) set the learning rate", "# between the boundaries"),
         ("# (17) unscale", "step += 1"),
-        ("# (19) save", 'log.say(f"done:'),
+        ("# (19) save", "del wrapped"),
     ],
 )
 def test_scripts_say_the_same_thing_in_the_same_words(script, first, last):

@@ -114,17 +114,18 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, workspace, optimizer):
              "--optimizer", optimizer]  # fmt: skip
     train(monkeypatch, folder / "whole", *flags)
 
-    save = train_pretrain.checkpoint.save_checkpoint
+    save = train_pretrain.CheckpointWriter.save
 
-    def save_and_stop(*args):
-        save(*args)
-        if args[3]["step"] == 3:
+    def save_and_stop(writer, *args):
+        save(writer, *args)
+        if args[2]["step"] == 3:
+            writer.wait()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_pretrain.checkpoint, "save_checkpoint", save_and_stop)
+    monkeypatch.setattr(train_pretrain.CheckpointWriter, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, folder / "stopped", *flags)
-    monkeypatch.setattr(train_pretrain.checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr(train_pretrain.CheckpointWriter, "save", save)
     # a line that the killed run had still written after its last checkpoint
     with open(folder / "stopped" / "metrics.jsonl", "a") as f:
         f.write('{"step": 4, "loss": 0}\n{"step": 5, "lo')
@@ -158,8 +159,11 @@ def test_float16_overflow_skips_the_update(monkeypatch, workspace, optimizer):
         before, skipped, after = (load_file(step / name) for step in steps)
         assert all(torch.equal(before[k], skipped[k]) for k in before)
         assert not all(torch.equal(skipped[k], after[k]) for k in before)
-    scales = [line["loss_scale"] for line in metrics(folder / "run") if "loss_scale" in line]
-    assert scales == [65536, 32768, 32768]
+    lines = metrics(folder / "run")[:3]
+    assert [line.get("loss_scale") for line in lines] == [65536, None, 32768]
+    assert lines[1]["event"] == "skipped" and lines[1]["rows"]
+    states = [json.loads((step / "trainer_state.json").read_text()) for step in steps]
+    assert [state["scaler"]["scale"] for state in states] == [65536, 32768, 32768]
 
 
 def test_checkpoint_opens_in_transformers_with_the_same_loss(monkeypatch, workspace, capsys):

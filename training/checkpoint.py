@@ -21,17 +21,19 @@ from torch import nn
 
 from model.config import LMConfig
 from model.hf_format import load_config, read_json
+from training.distributed import like
 
 _STEP = re.compile(r"step-(\d{8,})")
 
 
-def save_checkpoint(
-    out_dir: Path, model, optimizer, state: dict, write_model: Callable[[Path], None]
+def write_checkpoint(
+    out_dir: Path, optimizer_state: dict, state: dict, write_model: Callable[[Path], None]
 ) -> Path:
     """Write `out_dir/step-<state["step"]>` and return its path. Call on one rank only.
 
-    state        JSON values that resuming needs, "step" (optimizer steps done) among them
-    write_model  writes what other tools open, weights and tokenizer, into an existing folder
+    optimizer_state  name -> Tensor on the CPU, of `optimizer_tensors`
+    state            JSON values that resuming needs, "step" (optimizer steps done) among them
+    write_model      writes what other tools open, weights and tokenizer, into an existing folder
     """
     folder = Path(out_dir) / f"step-{state['step']:08d}"
     temporary = Path(out_dir) / f".tmp-{folder.name}-{os.getpid()}"
@@ -39,7 +41,7 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     try:
         write_model(temporary)
-        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        save_file(optimizer_state, temporary / "optimizer.safetensors")
         (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
         files = {f.name: _describe(f) for f in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2) + "\n")
@@ -133,18 +135,29 @@ def clear_run(out_dir: Path):
         (Path(out_dir) / name).unlink(missing_ok=True)
 
 
+def resume(folder: Path, identity: dict, model: nn.Module, optimizer, scaler, args) -> dict:
+    """Put optimizer and scaler back as they were and return trainer_state.json.
+
+    The model is loaded apart. identity: what `check_same_run` compares.
+    """
+    check_same_run(folder, identity, args.resume_on_changed_data)
+    state = load_training_state(folder, model, optimizer)
+    scaler.load_state_dict(state["scaler"])
+    return state
+
+
 def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
-    """Put the optimizer's tensors back and return trainer_state.json; the model is loaded apart."""
+    """Put the optimizer's tensors back and return trainer_state.json."""
     tensors = load_file(folder / "optimizer.safetensors")
     keys = _state_keys(optimizer)
-    expected = {f"{name}.{key}" for name, p in _trained(model) for key in keys[p]}
+    expected = {f"{name}.{key}" for name, p in trained(model) for key in keys[p]}
     if set(tensors) != expected:
         some = sorted(set(tensors) ^ expected)[:3]
         raise ValueError(f"{folder}: optimizer state does not fit the model: {', '.join(some)}")
-    for name, parameter in _trained(model):
+    for name, parameter in trained(model):
         # `step` lives where a fresh fused AdamW keeps it: beside the parameter
         optimizer.state[parameter] = {
-            key: tensors[f"{name}.{key}"].to(parameter.device) for key in keys[parameter]
+            key: like(tensors[f"{name}.{key}"], parameter) for key in keys[parameter]
         }
     return read_json(folder / "trainer_state.json")
 
@@ -224,17 +237,19 @@ def _state_keys(optimizer) -> dict[nn.Parameter, tuple[str, ...]]:
     }
 
 
-def _trained(model: nn.Module):
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that are trained and saved, with their names; a tied head is one of them."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def _optimizer_tensors(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
+    """What the optimizer remembers of every trained parameter: "<parameter>.<key>" -> Tensor."""
     tensors = {}
     keys = _state_keys(optimizer)
-    for name, parameter in _trained(model):
+    for name, parameter in trained(model):
         state = optimizer.state[parameter]
         for key in keys[parameter]:
-            tensors[f"{name}.{key}"] = state[key].detach().cpu().contiguous()
+            tensors[f"{name}.{key}"] = state[key]
     return tensors
 
 

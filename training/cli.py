@@ -123,6 +123,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--dtype", default="auto", choices=["auto", *_DTYPES], help="precision of the products")
     text = "compile the model; None: on CUDA only (costs a minute at the start)"
     add("--compile", **BOOL, default=None, help=text)
+    text = "share out parameters, gradients and optimizer state among the ranks (FSDP2)"
+    add("--fsdp", action="store_true", help=text)
     add("--num_workers", type=at_least(0), default=0, help="loader processes per rank")
     add("--log_interval", type=at_least(1), default=10, help="optimizer steps between log lines")
     add("--eval_interval", type=at_least(1), default=200, help="optimizer steps between held-out")
@@ -139,6 +141,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     text = "go on from a checkpoint though the data is not the same"
     add("--resume_on_changed_data", action="store_true", help=text)
     add("--overwrite", action="store_true", help="with --resume never: delete what out_dir holds")
+    text = "updates in a row that may be skipped because loss or gradient is not finite"
+    add("--max_bad_steps", type=at_least(0), default=5, help=text)
     add("--cache_dir", type=Path, default=Path("out/cache"), help="folder of tokenised data")
     text = "a broken record: stop before training, or skip and count it"
     add("--on_bad_record", choices=["stop", "skip"], default="stop", help=text)

@@ -11,7 +11,11 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,51 @@ def seed_dropout(seed: int, step: int, micro_step: int, rank: int):
     torch.manual_seed(int(entropy.generate_state(1)[0]))
 
 
-def barrier():
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of one that --fsdp has sharded (collective); any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor`, full on every rank, on the parameter's device and sharded as the parameter is.
+
+    Scalars, such as AdamW's `step`, are never sharded.
+    """
+    tensor = tensor.to(parameter.device)
+    if isinstance(parameter, DTensor) and tensor.ndim:
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+    return tensor
+
+
+def shard(model: nn.Module, ranks: Ranks, args):
+    """--fsdp: every rank keeps its part of parameters, gradients and optimizer state (FSDP2).
+
+    A layer is gathered while it computes. Raises ValueError for what does not go together with it.
+    """
+    if not ranks.is_distributed:
+        raise ValueError("--fsdp: there is one process; start it with torchrun")
+    if args.optimizer == "muon":
+        raise ValueError("--fsdp: Muon needs whole matrices; use --optimizer adamw, or DDP")
+    if args.dtype == "float16":
+        raise ValueError("--fsdp: use --dtype bfloat16; float16 needs a scaler for shards")
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def gradient_sync(wrapped, at_boundary: bool):
+    """Around forward and backward: ranks share gradients at the accumulation boundary alone."""
+    if isinstance(wrapped, DistributedDataParallel) and not at_boundary:
+        with wrapped.no_sync():
+            yield
+        return
+    module = getattr(wrapped, "_orig_mod", wrapped)  # under torch.compile's wrapper
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(at_boundary)
+    yield
 
 
 def shutdown():

@@ -20,13 +20,15 @@ from training.distributed import Ranks, sum_over_ranks
 
 @torch.no_grad()
 def held_out_loss(
-    model, dataset: Dataset, batch_size: int, token_bytes: np.ndarray, ranks: Ranks, autocast
-) -> dict[str, float]:
+    model, dataset: Dataset, batch_size: int, token_bytes: np.ndarray, ranks: Ranks, autocast,
+    stop=None,
+) -> dict[str, float]:  # fmt: skip
     """Loss over every target of `dataset`, the rows shared among the ranks.
 
     dataset      items (X, Y, loss_mask) or (X, Y, loss_mask, document_ids)
     token_bytes  int32 [vocab], UTF-8 bytes each token stands for (0 for control tokens)
     autocast     a context manager for the forward pass
+    stop         a Stopping: when all ranks agree to stop, what was measured so far comes back
 
     Returns loss (nats per target), bits_per_byte (all nats / ln 2 / the bytes of all targets),
     perplexity and tokens; the same on every rank. The model's train/eval mode is restored.
@@ -36,12 +38,10 @@ def held_out_loss(
     bytes_of = torch.from_numpy(token_bytes.astype(np.float64)).to(ranks.device)
     # nats, targets and bytes: float64, since a float32 sum of millions loses whole tokens
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    rows = range(ranks.rank, len(dataset), ranks.world_size)
-    batches = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    for batch in DataLoader(dataset, batch_sampler=batches):
-        # the last batch is filled up: a new shape would make the compiler start again
-        fill = batch_size - len(batch[0])
-        X, Y, loss_mask, *document_ids = (F.pad(t, (0, 0, 0, fill)).to(ranks.device) for t in batch)
+    for batch in DataLoader(dataset, batch_sampler=shared_batches(len(dataset), batch_size, ranks)):
+        if stop is not None and stop.agree():
+            break
+        X, Y, loss_mask, *document_ids = (t.to(ranks.device) for t in batch)
         with autocast:
             logits, _ = model(X, *document_ids)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")
@@ -58,6 +58,19 @@ def held_out_loss(
         "bits_per_byte": nats / math.log(2) / max(num_bytes, 1),
         "tokens": int(targets),
     }
+
+
+def shared_batches(num_rows: int, batch_size: int, ranks: Ranks) -> list[list[int]]:
+    """This rank's part of all rows, as batches of one shape, equally many on every rank.
+
+    They are filled up with row -1, which datasets keep empty: a new shape would make the compiler
+    start again, and sharded models need every rank in every forward pass.
+    """
+    count = -(-num_rows // (batch_size * ranks.world_size))  # batches per rank
+    rows = np.full(count * batch_size * ranks.world_size, -1)
+    rows[:num_rows] = np.arange(num_rows)
+    mine = rows.reshape(-1, ranks.world_size)[:, ranks.rank]
+    return mine.reshape(count, batch_size).tolist()
 
 
 def continue_text(model, tokenizer, prompt: list[int], max_new_tokens: int, seed: int) -> str:
@@ -116,13 +129,19 @@ def first_questions(encoded: EncodedConversations, tokenizer, count: int) -> lis
     return questions
 
 
-def ask(model, tokenizer, questions: list[Question], max_new_tokens: int = 64) -> list[str]:
-    """The model's greedy answer to each question, asked alone."""
+def ask(
+    model, tokenizer, questions: list[Question], max_new_tokens: int = 64, stop=None
+) -> list[str]:
+    """The model's greedy answer to each question, asked alone.
+
+    stop: a Stopping: once this process is asked to stop, the remaining answers stay empty.
+    """
     was_training = model.training
     model.eval()
     stop_ids = {tokenizer.eos_id, tokenizer.control_id(IM_END)}
     prompts = [question.prompt for question in questions]
-    answers = greedy_answers(model, prompts, max_new_tokens, stop_ids)
+    is_over = None if stop is None else lambda: stop.signal != 0
+    answers = greedy_answers(model, prompts, max_new_tokens, stop_ids, is_over)
     model.train(was_training)
     return [tokenizer.decode(ids).strip() for ids in answers]
 

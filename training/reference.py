@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,34 +14,30 @@ from torch.utils.data import DataLoader
 
 from dataset.dpo import DPODataset
 from training.distributed import Ranks, sum_over_ranks
+from training.evaluation import shared_batches
 from training.losses import document_log_probs
 
 
 @torch.no_grad()
 def pair_log_probs(
-    model, dataset: DPODataset, batch_size: int, ranks: Ranks, autocast
+    model, dataset: DPODataset, batch_size: int, ranks: Ranks, autocast, stop=None
 ) -> Tensor:  # fmt: skip
     """float32 [pairs, 2] on the device: log p of every pair's chosen and rejected answer.
 
     The rows are shared among the ranks; every rank gets the whole result. The model's train/eval
-    mode is restored.
+    mode is restored. stop: a Stopping, which can end it early.
     """
     was_training = model.training
     model.eval()
     result = torch.zeros(len(dataset.encoded), 2, device=ranks.device)
-    rows = range(ranks.rank, len(dataset), ranks.world_size)
-    batches = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    for batch in DataLoader(dataset, batch_sampler=batches):
-        # the last batch is filled up: a new shape would make the compiler start again
-        fill = batch_size - len(batch[0])
-        X, Y, loss_mask, document_ids = (
-            F.pad(t, (0, 0, 0, fill)).to(ranks.device) for t in batch[:4]
-        )
-        pairs = batch[4].to(ranks.device)
+    for batch in DataLoader(dataset, batch_sampler=shared_batches(len(dataset), batch_size, ranks)):
+        if stop is not None and stop.agree():
+            break
+        X, Y, loss_mask, document_ids, pairs = (t.to(ranks.device) for t in batch)
         with autocast:
             logits, _ = model(X, document_ids)
         sums = document_log_probs(logits, Y, loss_mask, document_ids, 2 * dataset.pairs_per_row)
-        sums = sums[: len(pairs)].view(*pairs.shape, 2)
+        sums = sums.view(*pairs.shape, 2)
         result[pairs[pairs >= 0]] = sums[pairs >= 0]
     model.train(was_training)
     return sum_over_ranks(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,20 +14,24 @@ from tqdm import tqdm
 class RunLog:
     """Writes on the main rank; on the others every method does nothing.
 
-    metrics.jsonl gets one JSON object per call of `metrics`. On a resume the lines after the
-    checkpoint's step are dropped first, so that the file reads as if nothing had been interrupted.
+    metrics.jsonl gets one JSON object per call of `metrics` or `event`. On a resume the lines that
+    were written after the checkpoint are dropped first (state["metrics_lines"] are kept), so that
+    the file reads as if nothing had been interrupted.
     """
 
-    def __init__(self, out_dir: Path, total_steps: int, first_step: int, is_main: bool, args=None):
+    def __init__(self, out_dir: Path, total_steps: int, state: dict, is_main: bool, args=None):
         self.is_main = is_main
+        self.lines = state["metrics_lines"]
         if not is_main:
             return
         self.path = Path(out_dir) / "metrics.jsonl"
-        self._drop_lines_after(first_step)
+        self._keep_lines(self.lines)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self.bar = None
         if sys.stderr.isatty():
-            self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(
+                total=total_steps, initial=state["step"], unit="step", dynamic_ncols=True
+            )
         self.wandb = _start_wandb(out_dir, args) if args and args.use_wandb else None
         self.total_steps = total_steps
         self.clock, self.tokens = time.perf_counter(), 0
@@ -47,15 +52,23 @@ class RunLog:
             now = time.perf_counter()
             shown[f"{speed}_per_s"] = self.tokens / (now - self.clock)
             self.clock, self.tokens = now, 0
-        record = {"step": step} | shown
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self._write({"step": step} | shown)
         if self.wandb:
             self.wandb.log(shown, step=step)
         parts = [f"{name} {_short(value)}" for name, value in shown.items()]
         self.say(
             f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}  " + "  ".join(parts)
         )
+
+    def event(self, step: int, event: str, **values):
+        """Record something unusual that happened in `step`, in metrics.jsonl alone."""
+        if self.is_main:
+            self._write({"step": step, "event": event} | values)
+
+    def _write(self, record: dict):
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        self.lines += 1
 
     def pause_clock(self):
         """Leave the time since the last log line out of the speed (evaluating, saving)."""
@@ -72,6 +85,20 @@ class RunLog:
         if self.is_main:
             plot_metrics(self.path, self.path.with_name("loss.png"))
 
+    def end(self, step: int, stopped_by: int):
+        """The last line, and `close`. stopped_by: the signal that ended the run, or 0."""
+        if self.is_main:
+            folder = self.path.parent
+            if stopped_by:
+                name = signal.Signals(stopped_by).name
+                self.say(
+                    f"stopped by {name} after step {step} of {self.total_steps}, saved in "
+                    f"{folder}: the same command goes on from there"
+                )
+            else:
+                self.say(f"done: {folder} holds the checkpoints, metrics.jsonl and loss.png")
+        self.close()
+
     def close(self):
         """Flush, draw, and end the bar and the wandb run."""
         if self.is_main:
@@ -82,9 +109,9 @@ class RunLog:
             if self.wandb:
                 self.wandb.finish()
 
-    def _drop_lines_after(self, step: int):
+    def _keep_lines(self, count: int):
         if self.path.exists():
-            kept = [r for r in read_metrics(self.path) if r["step"] <= step]
+            kept = read_metrics(self.path)[:count]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
             temporary.replace(self.path)

@@ -1,0 +1,334 @@
+"""Runs that are killed, stopped, starved of disk or fed bad numbers, in processes of their own."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.small_runs import STEPS, make_inputs, metrics, result, run, start
+from training import checkpoint
+
+SCRIPTS = ("pretrain", "full_sft", "lora", "dpo")
+
+
+@pytest.fixture
+def flags(tmp_path, tiny_tokenizer_dir):
+    return make_inputs(tmp_path, tiny_tokenizer_dir)
+
+
+def kill_and_restart(script, out_dir, flags, number, rng, processes, kills):
+    """Start a run, send it `number` after a random time, start it again, until it has finished.
+
+    Times are drawn over the length of a whole run, so signals come while it imports, tokenises,
+    trains, evaluates and saves. Returns how often it was really interrupted.
+    """
+    interrupted, length = 0, None
+    for _ in range(kills):
+        begin = time.monotonic()
+        process = start(script, out_dir, *flags, processes=processes)
+        try:
+            process.wait(timeout=rng.uniform(0.2, 1.1) * (length or 6.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, number)
+            interrupted += 1
+        output, _ = process.communicate(timeout=120)
+        if process.returncode == 0:
+            length = time.monotonic() - begin
+            break
+        if number == signal.SIGTERM and processes == 1:
+            # before Python has come as far as our handler, the signal ends it by itself
+            assert process.returncode in (128 + number, -number), output
+        assert "Error" not in output or number == signal.SIGKILL or processes > 1, output
+    run(script, out_dir, *flags, processes=processes)
+    return interrupted
+
+
+def check_interrupted_runs(tmp_path, flags, script, processes, number, runs, kills):
+    flags = [*flags[script], "--batch_size", 4 // processes]
+    run(script, tmp_path / "whole", *flags, processes=processes)
+    expected = result(tmp_path / "whole")
+    rng = random.Random(f"{script} {processes} {number}")
+    interrupted = 0
+    for i in range(runs):
+        out_dir = tmp_path / f"run{i}"
+        interrupted += kill_and_restart(script, out_dir, flags, number, rng, processes, kills)
+        assert result(out_dir) == expected
+        assert not list(out_dir.glob(".tmp-*")), "leftovers of killed saves are removed"
+    name = signal.Signals(number).name
+    print(f"{script}, {processes} processes: {interrupted} × {name}, {runs} runs, all the same")
+    return interrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags, number):
+    """Killed at random moments and started again, a run ends with the same bits and metrics."""
+    assert check_interrupted_runs(tmp_path, flags, "pretrain", 1, number, runs=1, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_many_killed_runs_end_like_undisturbed_ones(tmp_path, flags, script, processes, number):
+    """The same for every script, in one and in two processes: 56 runs in all."""
+    runs = 4 if processes == 1 else 3
+    assert check_interrupted_runs(tmp_path, flags, script, processes, number, runs, kills=3)
+
+
+def wait_for(process, text: str, output: list[str]):
+    """Read a process's output until a line contains `text`."""
+    for line in process.stdout:
+        output.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(output))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves(tmp_path, flags, number, status):
+    """The running update is finished and saved, the status tells the signal."""
+    flags = [*flags["pretrain"], "--save_interval", 1000, "--max_steps", 100000,
+             "--num_workers", 1]  # fmt: skip
+    process, output = start("pretrain", tmp_path / "run", *flags), []
+    wait_for(process, "step      5/", output)
+    os.killpg(process.pid, number)  # the loader's process gets it too
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == status, rest
+    assert f"stopped by {number.name} after step" in rest and "Traceback" not in rest
+    (saved,) = checkpoint.step_folders(tmp_path / "run")
+    step = json.loads((saved / "trainer_state.json").read_text())["step"]
+    assert step >= 5 and checkpoint.damage(saved) is None
+    assert metrics(tmp_path / "run")[-1]["step"] == step
+
+
+INTERRUPTED = """
+import os, signal, SCRIPT as script
+from training import cli, evaluation, reference
+training, begin = [], script.Stopping.begin_training
+def begin_training(self):
+    training.append(True)
+    begin(self)
+script.Stopping.begin_training = begin_training
+batches = evaluation.shared_batches
+def interrupted(*args):
+    if training:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return batches(*args)
+evaluation.shared_batches = reference.shared_batches = interrupted
+cli.run(script.main)
+"""
+
+
+@pytest.mark.parametrize("script", ["pretrain", "full_sft", "dpo"])
+def test_a_signal_during_evaluation(tmp_path, flags, script):
+    """Evaluation is given up, the step saved; the resumed run evaluates it: the same metrics."""
+    slow = tmp_path / "evaluation.py"  # asks itself to stop in the first evaluation
+    slow.write_text(INTERRUPTED.replace("SCRIPT", f"train_{script}"))
+    run(script, tmp_path / "whole", *flags[script])
+    output = run(slow, tmp_path / "run", *flags[script], expect=143)
+    assert "stopped by SIGTERM after step 4" in output
+    run(script, tmp_path / "run", *flags[script])
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+def test_another_number_of_processes_goes_on_with_the_next_sample(tmp_path, flags):
+    """1 → 2 → 1 processes with the same global batch: the loss curve of the undisturbed run."""
+    flags = [*flags["pretrain"], "--dropout", 0]
+    run("pretrain", tmp_path / "whole", *flags, "--batch_size", 8)
+    for steps, processes in ((4, 1), (8, 2), (STEPS, 1)):
+        # the schedule is that of the whole run; the run is stopped by its own signal
+        stopping = tmp_path / f"stop_at_{steps}.py"
+        stopping.write_text(
+            "import os, signal, train_pretrain as script\n"
+            "from training import cli\n"
+            "step = script.RunLog.step\n"
+            "def stop_at(self, tokens):\n"
+            "    step(self, tokens)\n"
+            "    stop_at.count = getattr(stop_at, 'count', 0) + 1\n"
+            f"    if stop_at.count == 4 and {steps} != {STEPS}:\n"
+            "        os.kill(os.getpid(), signal.SIGTERM)\n"
+            "script.RunLog.step = stop_at\n"
+            "cli.run(script.main)\n"
+        )
+        run(stopping, tmp_path / "run", *flags, "--batch_size", 8 // processes,
+            processes=processes, expect=None)  # fmt: skip
+        newest = checkpoint.step_folders(tmp_path / "run")[-1]
+        assert newest.name == f"step-{steps:08d}"
+    whole, moved = metrics(tmp_path / "whole"), metrics(tmp_path / "run")
+    assert [line["step"] for line in whole] == [line["step"] for line in moved]
+    for a, b in zip(whole, moved):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+NAN = """
+import os, train_pretrain as script
+from training import cli
+cross_entropy, calls = script.masked_cross_entropy, []
+def broken(logits, Y, loss_mask):
+    calls.append(1)
+    loss = cross_entropy(logits, Y, loss_mask)
+    bad = {first} <= len(calls) <= {last} and os.environ.get("RANK", "0") == "{rank}"
+    return loss * float("nan") if bad else loss
+script.masked_cross_entropy = broken
+cli.run(script.main)
+"""
+
+
+def test_a_nan_on_one_rank_skips_the_update_on_all(tmp_path, flags):
+    """Weights and moments keep their bits, the update is counted and its rows are named."""
+    script = tmp_path / "nan.py"
+    script.write_text(NAN.format(first=4, last=4, rank=1))
+    flags = [*flags["pretrain"], "--batch_size", 2, "--save_interval", 1, "--keep_checkpoints", 99]
+    output = run(script, tmp_path / "run", *flags, processes=2)
+    steps = [tmp_path / "run" / f"step-{n:08d}" for n in (2, 3, 4, 5)]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        a, before, skipped, after = (load_file(step / name) for step in steps)
+        assert all(torch.equal(before[k], skipped[k]) for k in before)
+        assert not all(torch.equal(a[k], before[k]) for k in before)
+        assert not all(torch.equal(skipped[k], after[k]) for k in before)
+    (event,) = [line for line in metrics(tmp_path / "run") if "event" in line]
+    assert event["step"] == 4 and event["event"] == "skipped" and len(event["rows"]) == 4
+    assert all(row.startswith("texts.jsonl document ") for row in event["rows"])
+    assert "update 4 skipped: loss nan" in output
+
+
+def test_too_many_bad_updates_end_the_run(tmp_path, flags):
+    """After --max_bad_steps in a row: one line that names the rows, status 2, good checkpoints."""
+    script = tmp_path / "nan.py"
+    script.write_text(NAN.format(first=4, last=99, rank=0))
+    flags = [*flags["pretrain"], "--save_interval", 1, "--max_bad_steps", 2]
+    output = run(script, tmp_path / "run", *flags, expect=2)
+    assert "error: --max_bad_steps 2: 3 updates in a row" in output and "Traceback" not in output
+    assert "texts.jsonl document" in output.split("error:")[1]
+    newest = checkpoint.newest_checkpoint(tmp_path / "run")
+    assert all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())
+
+
+def test_ddp_fsdp_and_one_process_agree(tmp_path, flags):
+    """20 steps: the same curve to 1e-4, and each continues the others' checkpoints."""
+    flags = [*flags["pretrain"], "--max_steps", 20, "--dropout", 0, "--keep_checkpoints", 99]
+    run("pretrain", tmp_path / "one", *flags, "--batch_size", 8)
+    two = [*flags, "--batch_size", 2, "--accumulation_steps", 2]
+    run("pretrain", tmp_path / "ddp", *two, processes=2)
+    run("pretrain", tmp_path / "fsdp", *two, "--fsdp", processes=2)
+    curves = [metrics(tmp_path / name) for name in ("one", "ddp", "fsdp")]
+    for curve in curves[1:]:
+        assert len(curve) == len(curves[0])
+        for a, b in zip(curves[0], curve):
+            assert a == pytest.approx(b, rel=1e-4)
+    for source, name, more, processes in (
+        ("fsdp", "fsdp_to_one", ["--batch_size", 8], 1),
+        ("one", "one_to_fsdp", ["--batch_size", 4, "--fsdp"], 2),
+        ("fsdp", "fsdp_to_ddp", ["--batch_size", 4], 2),
+    ):
+        step = tmp_path / source / "step-00000010"
+        run("pretrain", tmp_path / name, *flags, *more, "--resume", step, processes=processes)
+        resumed = [line for line in metrics(tmp_path / name) if line["step"] > 10]
+        expected = [line for line in curves[0] if line["step"] > 10]
+        assert len(resumed) == len(expected)
+        for a, b in zip(expected, resumed):
+            assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_rank_that_dies_takes_the_run_down(tmp_path, flags):
+    """SIGKILL to one of two ranks: torchrun ends within a minute and names it."""
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, signal, train_pretrain as script\n"
+        "from training import cli\n"
+        "step = script.RunLog.step\n"
+        "def die(self, tokens):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    step(self, tokens)\n"
+        "script.RunLog.step = die\n"
+        "cli.run(script.main)\n"
+    )
+    begin = time.monotonic()
+    output = run(script, tmp_path / "run", *flags["pretrain"], processes=2, expect=1)
+    assert time.monotonic() - begin < 60 + 30, "start-up included"
+    assert "SIGKILL" in output.upper() or "Signal 9" in output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_loses_nothing(tmp_path, flags):
+    """On a tmpfs that fills up: saves that fail are reported, the last good checkpoint loads."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    try:
+        flags = [*flags["pretrain"], "--save_interval", 1, "--keep_checkpoints", 99]
+        output = run("pretrain", disk / "run", *flags, expect=2)
+        assert "was not saved" in output and "No space left" in output
+        assert "Traceback" not in output
+        folders = checkpoint.step_folders(disk / "run")
+        assert folders and all(checkpoint.damage(folder) is None for folder in folders)
+        assert not list((disk / "run").glob(".tmp-*"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_write_that_fails_anywhere_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    """Every file operation of a save fails once: never half a folder under a valid name."""
+    weights = {"w": torch.ones(3)}
+    good = checkpoint.write_checkpoint(tmp_path, weights, {"step": 1}, lambda folder: None)
+    calls = {"left": None}
+
+    def failing(operation):
+        def wrapped(*args, **kwargs):
+            if calls["left"] is not None:
+                calls["left"] -= 1
+                if calls["left"] < 0:
+                    raise OSError(28, "No space left on device")
+            return operation(*args, **kwargs)
+
+        return wrapped
+
+    for owner, name in (
+        (os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "write_text"), (Path, "rename"),
+        (checkpoint, "save_file"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
+    for operations in range(100):
+        calls["left"] = operations
+        try:
+            checkpoint.write_checkpoint(tmp_path, weights, {"step": 2}, lambda folder: None)
+        except OSError:
+            calls["left"] = None
+            newest = checkpoint.newest_checkpoint(tmp_path)
+            # the rename had happened when syncing the parent failed: a complete checkpoint
+            assert newest == good or checkpoint.damage(tmp_path / "step-00000002") is None
+            assert not list(tmp_path.glob(".tmp-*"))
+            for folder in checkpoint.step_folders(tmp_path)[1:]:
+                checkpoint.shutil.rmtree(folder)
+        else:
+            break
+    assert 8 < operations < 99, "each operation failed once, then the save went through"
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    """In whatever file and wherever it is."""
+    weights = {"w": torch.arange(100.0)}
+    folder = checkpoint.write_checkpoint(
+        tmp_path, weights, {"step": 1}, lambda f: (f / "config.json").write_text("{}")
+    )
+    assert checkpoint.damage(folder) is None
+    rng = random.Random(0)
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for _ in range(20):
+            bit = rng.randrange(8 * len(content))
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(flipped)
+            assert checkpoint.damage(folder) is not None or file.name == "manifest.json"
+        file.write_bytes(content)

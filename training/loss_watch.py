@@ -1,0 +1,83 @@
+"""Bad numbers: updates that are not finite are skipped and counted, sudden rises are reported."""
+
+from __future__ import annotations
+
+import math
+
+# of the running mean and variance of the loss (exponential, over about 50 updates)
+DECAY = 0.98
+FIRST_UPDATES = 50  # before these nothing is usual yet
+SPIKE_DEVIATIONS = 6.0  # a loss this many standard deviations above the mean,
+SPIKE_NATS = 0.3  # and this much, is a spike
+
+
+class LossWatch:
+    """Judges every update by its loss and its gradient's norm, the same numbers on all ranks.
+
+    max_bad_steps  updates in a row that may be skipped; one more raises ValueError
+    state          the run's state, saved with every checkpoint; holds what is remembered here
+    log            RunLog, for the lines and for metrics.jsonl
+    dataset, sampler  say which rows an update is made of, and where they come from
+    """
+
+    def __init__(self, max_bad_steps: int, state: dict, log, dataset, sampler):
+        self.max_bad_steps, self.log = max_bad_steps, log
+        self.dataset, self.sampler = dataset, sampler
+        self.state = state
+        state.setdefault("bad_steps", 0)  # in all
+        state.setdefault("bad_in_a_row", 0)
+        state.setdefault("usual_loss", [0.0, 0.0, 0])  # mean, variance, updates
+
+    def is_finite(self, step: int, loss: float, grad_norm: float, scaled: bool) -> bool:
+        """Whether the update may be made. `step` counts updates from 0.
+
+        scaled: a GradScaler skips overflowing gradients itself and that is nothing unusual; then
+        the loss alone decides. Raises ValueError after too many bad updates in a row.
+        """
+        state = self.state
+        if math.isfinite(loss) and (scaled or math.isfinite(grad_norm)):
+            state["bad_in_a_row"] = 0
+            self._look_for_spike(step, loss)
+            return True
+        state["bad_steps"] += 1
+        state["bad_in_a_row"] += 1
+        places = self._places(step)
+        self.log.event(step + 1, "skipped", bad_steps=state["bad_steps"], rows=places)
+        what = f"loss {loss}, gradient norm {grad_norm}"
+        self.log.say(f"update {step + 1} skipped: {what}; its rows: {shortened(places)}")
+        if state["bad_in_a_row"] > self.max_bad_steps:
+            raise ValueError(
+                f"--max_bad_steps {self.max_bad_steps}: {state['bad_in_a_row']} updates in a row "
+                f"were not finite ({what}), the last one made of {shortened(places)}; the "
+                "checkpoints hold the weights from before. Lower --learning_rate, or look at the "
+                "data"
+            )
+        return False
+
+    def _places(self, step: int) -> list[str]:
+        """Where the rows of an update come from."""
+        rows = self.sampler.rows_in_update(step % self.sampler.updates_per_epoch)
+        return [self.dataset.place(row) for row in rows]
+
+    def _look_for_spike(self, step: int, loss: float):
+        mean, variance, count = self.state["usual_loss"]
+        limit = mean + max(SPIKE_DEVIATIONS * math.sqrt(variance), SPIKE_NATS)
+        if count >= FIRST_UPDATES and loss > limit:
+            places = self._places(step)
+            self.log.event(step + 1, "spike", spike_loss=loss, usual_loss=mean, rows=places)
+            self.log.say(
+                f"update {step + 1}: the loss is {loss:.3f}, where {mean:.3f} ± "
+                f"{math.sqrt(variance):.3f} was usual; its rows: {shortened(places)}"
+            )
+        # the first updates count alike, later ones fade
+        weight = max(1 / (count + 1), 1 - DECAY)
+        difference = loss - mean
+        mean += weight * difference
+        variance = (1 - weight) * (variance + weight * difference**2)
+        self.state["usual_loss"] = [mean, variance, count + 1]
+
+
+def shortened(places: list[str], most: int = 4) -> str:
+    """The first few of many places, and how many more there are."""
+    more = f" and {len(places) - most:,} more" if len(places) > most else ""
+    return ", ".join(places[:most]) + more
