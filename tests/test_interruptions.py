@@ -287,7 +287,7 @@ def test_a_write_that_fails_anywhere_leaves_the_checkpoint_before(tmp_path, monk
         def wrapped(*args, **kwargs):
             if calls["left"] is not None:
                 calls["left"] -= 1
-                if calls["left"] < 0:
+                if calls["left"] == -1:
                     raise OSError(28, "No space left on device")
             return operation(*args, **kwargs)
 

@@ -131,7 +131,8 @@ def shard(model: nn.Module, ranks: Ranks, args):
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # else embedding and head stay whole after an evaluation, and are not what the optimizer knows
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 @contextmanager
