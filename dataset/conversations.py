@@ -132,7 +132,7 @@ def _message(message: object, where: str) -> dict:
         role = SHAREGPT_ROLES.get(str(message["from"]))
         message = message | {"role": role or message["from"], "content": message.get("value")}
     role = message.get("role")
-    if role not in MAY_FOLLOW:
+    if not isinstance(role, str) or role not in MAY_FOLLOW:
         raise BadConversation(f"a role of {', '.join(MAY_FOLLOW)} in {where}", repr(role)[:60])
     calls = _json(message.get("tool_calls"), f"tool_calls of {where}")
     content = message.get("content")
