@@ -40,7 +40,7 @@ class Record:
 
 @dataclass
 class Problems:
-    """Counts bad records and keeps the words of the first ten.
+    """Counts bad records and keeps the words of the first ones (ten, unless told otherwise).
 
     Whoever consumes the records may add what it finds wrong with them: a reader in "stop" mode
     raises for these too when it reaches the end.
@@ -48,11 +48,12 @@ class Problems:
 
     count: int = 0
     first: list[str] = field(default_factory=list)
+    most_shown: int = SHOWN_PROBLEMS
 
     def add(self, path: str, line: int, expected: str, got: str) -> None:
         """Count one bad record: at `path:line` `expected` was wanted and `got` came."""
         self.count += 1
-        if len(self.first) < SHOWN_PROBLEMS:
+        if len(self.first) < self.most_shown:
             self.first.append(f"{path}:{line}: expected {expected}, got {got}")
 
     def raise_if_any(self) -> None:

@@ -60,7 +60,7 @@ def make_inputs(folder: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def start(script: str | Path, out_dir: Path, *flags, processes: int = 1, **options):
+def start(script: str | Path, out_dir: Path, *flags, processes: int = 1):
     """Start train_<script>.py, or the script at a path, under torchrun for several processes."""
     file = script if str(script).endswith(".py") else REPOSITORY / f"train_{script}.py"
     command = [sys.executable]
@@ -70,7 +70,7 @@ def start(script: str | Path, out_dir: Path, *flags, processes: int = 1, **optio
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         [str(word) for word in command], cwd=REPOSITORY, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 
 

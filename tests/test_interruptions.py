@@ -332,3 +332,32 @@ def test_one_flipped_bit_is_noticed(tmp_path):
             file.write_bytes(flipped)
             assert checkpoint.damage(folder) is not None or file.name == "manifest.json"
         file.write_bytes(content)
+
+
+STOPPING = """
+import os, signal, sys, time, torch
+from training import cli
+from training.distributed import init_distributed
+from training.stopping import Stopping
+def main():
+    stop = Stopping(init_distributed("cpu"))
+    if "training" in sys.argv:
+        stop.begin_training()
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # the same request, passed on by torchrun
+    print("goes on", flush=True)
+    time.sleep(2.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("never comes here", flush=True)
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(("phase", "status"), [("training", 130), ("before", 143)])
+def test_the_second_signal_ends_at_once(tmp_path, phase, status):
+    """In training a later signal ends the process where it stands; before it, already the first."""
+    script = tmp_path / "stopping.py"
+    script.write_text(STOPPING)
+    output = run(script, tmp_path / "run", phase, expect=status)
+    assert "never" not in output and "Traceback" not in output
+    assert ("goes on" in output) == (phase == "training")

@@ -12,7 +12,7 @@ import train_full_sft
 import train_lora
 import train_pretrain
 import train_tokenizer
-from scripts import demo_table, merge_lora, show_data
+from scripts import demo_table, merge_lora, show_data, validate_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [p for p in ROOT.rglob("*.py") if not {".venv", "tests", "out"} & set(p.parts)]
@@ -25,6 +25,7 @@ PARSERS = {
     "scripts/demo_table.py": demo_table.parse_args,
     "scripts/merge_lora.py": merge_lora.parse_args,
     "scripts/show_data.py": show_data.parse_args,
+    "scripts/validate_data.py": validate_data.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
 }
 FORBIDDEN = (
@@ -77,7 +78,10 @@ def test_every_flag_is_read(monkeypatch):
     """No script accepts a flag that no line of code reads."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     for name, parse in PARSERS.items():
-        required = ["--data_path", "x", "--out_dir", "y"] if name == "train_tokenizer.py" else []
+        required = {
+            "train_tokenizer.py": ["--data_path", "x", "--out_dir", "y"],
+            "scripts/validate_data.py": ["--data_path", "x"],
+        }.get(name, [])
         monkeypatch.setattr("sys.argv", [name, *required])
         for flag in vars(parse()):
             assert re.search(rf"\bargs\.{flag}\b|\barguments\.{flag}\b", code), f"{name} --{flag}"

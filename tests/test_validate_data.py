@@ -1,0 +1,60 @@
+"""scripts/validate_data.py: every problem with file and line, before training."""
+
+import json
+import sys
+
+import pytest
+
+from scripts import validate_data
+from training import cli
+
+
+def report(monkeypatch, capsys, *flags) -> tuple[int, str]:
+    """(exit status, what was printed)."""
+    monkeypatch.setattr(sys, "argv", ["validate_data.py", *map(str, flags)])
+    status = 0
+    try:
+        cli.run(validate_data.main)
+    except SystemExit as stopped:
+        status = stopped.code
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+def test_problems_duplicates_and_control_strings_are_counted(monkeypatch, capsys, tmp_path):
+    """Bad lines by number; equal records and texts with control strings by count."""
+    texts = tmp_path / "texts.jsonl"
+    good = [{"text": "one"}, {"text": "two <|im_end|>"}, {"text": "one"}]
+    bad = ['{"text": 3}', "{broken", '{"text": " "}']
+    texts.write_text("\n".join([*map(json.dumps, good), *bad]) + "\n")
+    status, out = report(monkeypatch, capsys, "--data_path", texts)
+    assert status == 1
+    assert "(text): 3 good records, 3 bad, 1 exact duplicates, 1 with control strings" in out
+    for line in (4, 5, 6):
+        assert f"{texts}:{line}: expected" in out
+    assert "more (--show)" not in out
+    assert "… and 2 more" in report(monkeypatch, capsys, "--data_path", texts, "--show", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "status"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}]}, "chat", 1),
+        ({"instruction": "q", "output": "a"}, "chat", 0),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "pairs", 1),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "pairs", 0),
+        ({"text": "a"}, "text", 0),
+    ],
+)
+def test_the_kind_is_recognised(monkeypatch, capsys, tmp_path, record, kind, status):
+    """Conversations, pairs and texts are each judged by what training would ask of them."""
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    got, out = report(monkeypatch, capsys, "--data_path", path)
+    assert (got, f"({kind})" in out) == (status, True)
+
+
+def test_a_missing_file_is_a_mistake(monkeypatch, capsys, tmp_path):
+    """No report, one line, exit status 2."""
+    status, out = report(monkeypatch, capsys, "--data_path", tmp_path / "none.jsonl")
+    assert status == 2 and out.startswith("error: --data_path: no such file")
