@@ -242,6 +242,13 @@ def run(main: Callable[[], None]):
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: out of memory ({str(error).split('.')[0]}): halve --batch_size and double "
+            "--accumulation_steps (the same update), or lower --max_seq_len",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)

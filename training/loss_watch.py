@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-# of the running mean and variance of the loss (exponential, over about 50 updates)
-DECAY = 0.98
+# of the running mean and variance of the loss (exponential, over about 20 updates)
+DECAY = 0.95
 FIRST_UPDATES = 50  # before these nothing is usual yet
 SPIKE_DEVIATIONS = 6.0  # a loss this many standard deviations above the mean,
 SPIKE_NATS = 0.3  # and this much, is a spike

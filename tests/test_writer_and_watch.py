@@ -1,0 +1,145 @@
+"""CheckpointWriter, LossWatch and how a script ends, each alone."""
+
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from training import checkpoint, cli
+from training.loss_watch import LossWatch
+from training.optimizers import build_optimizer
+from training.writer import CheckpointWriter
+
+
+def small_model():
+    """A linear layer after one AdamW step, and its optimizer."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer("adamw", model, 0.1, 0.0)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def state_of(step: int) -> dict:
+    return {"step": step, "best_step": None}
+
+
+def test_a_save_holds_what_was_there_when_it_began(tmp_path):
+    """Training goes on while a save is written; weights, moments and state are those before."""
+    model, optimizer = small_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    may_write, state = threading.Event(), state_of(1)
+
+    def write_model(folder, weights):
+        assert may_write.wait(10)
+        save_file(weights, folder / "model.safetensors")
+
+    writer = CheckpointWriter(tmp_path, 2, is_main=True)
+    writer.save(model, optimizer, state, write_model)
+    optimizer.step()  # the thread has not written anything yet
+    state["step"] = 99
+    assert not checkpoint.step_folders(tmp_path)
+    may_write.set()
+    writer.close()
+    saved = load_file(tmp_path / "step-00000001" / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(saved[name], before[name])
+        assert not torch.equal(saved[name], parameter)
+    moments = load_file(tmp_path / "step-00000001" / "optimizer.safetensors")
+    assert moments["weight.step"] == 1
+
+
+def test_one_copy_serves_all_saves(tmp_path):
+    """The host memory of the first save is that of the next ones: no more is ever taken."""
+    model, optimizer = small_model()
+    places = []
+
+    def write_model(folder, weights):
+        places.append({name: t.data_ptr() for name, t in weights.items()})
+        save_file(weights, folder / "model.safetensors")
+
+    writer = CheckpointWriter(tmp_path, 2, is_main=True)
+    for step in (1, 2, 3):
+        writer.save(model, optimizer, state_of(step), write_model)
+    writer.close()
+    assert places[0] == places[1] == places[2]
+    assert [f.name for f in checkpoint.step_folders(tmp_path)] == ["step-00000002", "step-00000003"]
+
+
+def test_a_failed_save_is_told_and_the_next_makes_good(tmp_path, capsys):
+    """A warning at once; close() raises only if the last save failed."""
+    model, optimizer = small_model()
+
+    def fails(folder, weights):
+        raise OSError(28, "No space left on device")
+
+    writer = CheckpointWriter(tmp_path, 2, is_main=True)
+    writer.save(model, optimizer, state_of(1), fails)
+    writer.wait()
+    assert "step 1 was not saved: [Errno 28] No space left" in capsys.readouterr().err
+    writer.save(model, optimizer, state_of(2), lambda folder, weights: None)
+    writer.close()
+    writer.save(model, optimizer, state_of(3), fails)
+    with pytest.raises(ValueError, match="step 3 was not saved"):
+        writer.close()
+    assert [folder.name for folder in checkpoint.step_folders(tmp_path)] == ["step-00000002"]
+
+
+class Told:
+    """Stands in for RunLog, sampler and dataset."""
+
+    updates_per_epoch = 100
+
+    def __init__(self):
+        self.events = []
+
+    def event(self, step, event, **values):
+        self.events.append((step, event, values["rows"]))
+
+    def say(self, text):
+        pass
+
+    def rows_in_update(self, update):
+        return [update]
+
+    def place(self, row):
+        return f"row {row}"
+
+
+def test_a_spike_is_told_once_with_its_rows():
+    """A loss far above what was usual is an event; noise and a steep start are not."""
+    told, state = Told(), {}
+    watch = LossWatch(5, state, told, told, told)
+    noise = torch.Generator().manual_seed(0)
+    for step in range(150):
+        falling = 9 * 0.9**step + 3 + 0.05 * torch.randn((), generator=noise).item()
+        loss = 5.0 if step == 140 else falling
+        assert watch.is_finite(step, loss, 1.0, scaled=False)
+    assert told.events == [(141, "spike", ["row 40"])]
+
+
+def test_bad_numbers_never_enter_the_running_mean():
+    """NaN and infinity are counted and skipped, and what was usual stays as it was."""
+    told, state = Told(), {}
+    watch = LossWatch(2, state, told, told, told)
+    for step in range(60):
+        watch.is_finite(step, 3.0, 1.0, scaled=False)
+    usual = list(state["usual_loss"])
+    assert not watch.is_finite(60, float("nan"), 1.0, scaled=False)
+    assert not watch.is_finite(61, 3.0, float("inf"), scaled=False)
+    assert state["usual_loss"] == usual and state["bad_steps"] == 2
+    assert watch.is_finite(62, 3.0, float("inf"), scaled=True), "the scaler's own business"
+    assert state["bad_in_a_row"] == 0
+
+
+def test_out_of_memory_says_what_to_change(capsys):
+    """One line with the flags, exit status 2."""
+
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and "halve --batch_size and double --accumulation_steps" in line
