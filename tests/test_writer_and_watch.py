@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from training import checkpoint, cli
 from training.loss_watch import LossWatch
 from training.optimizers import build_optimizer
+from training.run_log import RunLog, read_metrics
 from training.writer import CheckpointWriter
 
 
@@ -84,6 +85,20 @@ def test_a_failed_save_is_told_and_the_next_makes_good(tmp_path, capsys):
     with pytest.raises(ValueError, match="step 3 was not saved"):
         writer.close()
     assert [folder.name for folder in checkpoint.step_folders(tmp_path)] == ["step-00000002"]
+
+
+def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
+    """Later lines are dropped; a checkpoint of another folder brings no lines with it."""
+    state = {"step": 2, "metrics_lines": 2}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "val')
+    log = RunLog(tmp_path, 10, state, is_main=True)
+    log.event(3, "spike")
+    assert log.lines == 3
+    steps = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == [1, 2, 3]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert RunLog(elsewhere, 10, state, is_main=True).lines == 0
 
 
 class Told:

@@ -110,8 +110,9 @@ class RunLog:
                 self.wandb.finish()
 
     def _keep_lines(self, count: int):
+        kept = read_metrics(self.path)[:count] if self.path.exists() else []
+        self.lines = len(kept)  # fewer than `count` after a resume from another folder's checkpoint
         if self.path.exists():
-            kept = read_metrics(self.path)[:count]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
             temporary.replace(self.path)
