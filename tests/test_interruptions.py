@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, starved of disk or fed bad numbers, in processes of their own."""
 
+import contextlib
 import json
 import os
 import random
@@ -23,6 +24,12 @@ def flags(tmp_path, tiny_tokenizer_dir):
     return make_inputs(tmp_path, tiny_tokenizer_dir)
 
 
+def family(pid: int) -> list[int]:
+    """A process and all it has started, itself first: what dies when a machine does."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in family(int(child)))]
+
+
 def kill_and_restart(script, out_dir, flags, number, rng, processes, kills):
     """Start a run, send it `number` after a random time, start it again, until it has finished.
 
@@ -36,7 +43,9 @@ def kill_and_restart(script, out_dir, flags, number, rng, processes, kills):
         try:
             process.wait(timeout=rng.uniform(0.2, 1.1) * (length or 6.0))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, number)
+            for pid in family(process.pid) if number == signal.SIGKILL else [process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
             interrupted += 1
         output, _ = process.communicate(timeout=120)
         if process.returncode == 0:
