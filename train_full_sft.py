@@ -148,7 +148,7 @@ def main():
     # (9) several processes: average the gradients
     wrapped = compiled
     if ranks.is_distributed and not args.fsdp:
-        wrapped = DistributedDataParallel(compiled, broadcast_buffers=False)
+        wrapped = DistributedDataParallel(compiled)
 
     # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
     identity = {

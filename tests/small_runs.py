@@ -60,12 +60,13 @@ def make_inputs(folder: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def start(script: str | Path, out_dir: Path, *flags, processes: int = 1):
+def start(script: str | Path, out_dir: Path, *flags, processes: int = 1, max_restarts: int = 0):
     """Start train_<script>.py, or the script at a path, under torchrun for several processes."""
     file = script if str(script).endswith(".py") else REPOSITORY / f"train_{script}.py"
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes,
+                    "--max-restarts", max_restarts]  # fmt: skip
     command += [file, "--out_dir", out_dir, *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
@@ -74,9 +75,12 @@ def start(script: str | Path, out_dir: Path, *flags, processes: int = 1):
     )  # fmt: skip
 
 
-def run(script, out_dir: Path, *flags, processes: int = 1, expect: int | None = 0) -> str:
+def run(
+    script, out_dir: Path, *flags, processes: int = 1, max_restarts: int = 0,
+    expect: int | None = 0,
+) -> str:  # fmt: skip
     """Run a script to its end; its output. `expect` is its exit status, None any."""
-    process = start(script, out_dir, *flags, processes=processes)
+    process = start(script, out_dir, *flags, processes=processes, max_restarts=max_restarts)
     output, _ = process.communicate(timeout=300)
     assert expect is None or process.returncode == expect, output
     return output

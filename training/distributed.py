@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
+import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,9 +53,33 @@ def init_distributed(device: str = "auto") -> Ranks:
     if world_size > 1:
         # Long, because the other ranks wait here while rank 0 tokenises; a rank that dies takes
         # the run down through torchrun, not through this timeout.
-        timeout = timedelta(hours=24)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+        _init_process_group("nccl" if chosen.type == "cuda" else "gloo", timedelta(hours=24))
+        _end_with_the_launcher()
     return Ranks(int(os.environ.get("RANK", "0")), local_rank, world_size, chosen)
+
+
+def _init_process_group(backend: str, timeout: timedelta):
+    """dist.init_process_group, under names of this start's own.
+
+    torchrun (2.13) keeps one store for all restarts of a run on one machine. There the ranks would
+    find the addresses of their predecessors and wait for them. On several machines each counts its
+    restarts for itself; a new store for every start is what docs/distributed.md asks for there.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def _end_with_the_launcher():
+    """On Linux: SIGTERM to this process when torchrun is gone, however it ended (prctl(2)).
+
+    A launcher killed with SIGKILL can tell its ranks nothing; they would train on, unseen, beside
+    the run that is started next.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _device(name: str, local_rank: int) -> torch.device:
