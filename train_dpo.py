@@ -25,6 +25,7 @@ from model import lora
 from model.hf_format import load_model, save_model, weights_sha256
 from training import checkpoint, cli
 from training.distributed import (
+    building_device,
     gradient_sync,
     init_distributed,
     seed_dropout,
@@ -144,7 +145,22 @@ def main():
     expected = None if is_lora else config
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, expected)
     base_sha256 = weights_sha256(args.init_from)
-    model = load_model(args.init_from, device, config=config)
+    adapter = cli.build_lora(args, config) if is_lora else None
+    home = building_device(ranks, args.fsdp)
+
+    def build(checkpoint_folder: Path | None):
+        """The base, with an adapter that adds nothing yet if there is one; or a checkpoint's."""
+        model = load_model(
+            args.init_from if is_lora else checkpoint_folder or args.init_from, home, config=config
+        )
+        if is_lora:
+            torch.manual_seed(args.seed)  # the same first adapters on every rank
+            lora.attach(model, adapter)
+        if is_lora and checkpoint_folder:
+            lora.load_adapter(model, checkpoint_folder, base_sha256)
+        return shard(model, ranks, args) if args.fsdp else model.to(device)
+
+    model = build(None)
 
     # (5) the dataset: both answers of a pair in one row, and what the reference says of them
     data_path = args.data_path
@@ -169,18 +185,9 @@ def main():
     lengths = dataset.answer_lengths.to(device)
 
     # from here on the model is the policy: all of its weights, or adapters
-    torch.manual_seed(args.seed)  # the same first adapters on every rank
-    adapter = None
-    if is_lora:
-        adapter = cli.build_lora(args, config)
-        lora.attach(model, adapter)
-    if resumed_from and is_lora:
-        lora.load_adapter(model, resumed_from, base_sha256)
-    elif resumed_from:
-        model = load_model(resumed_from, device, config=config)
+    if resumed_from:
+        model = build(resumed_from)
     model.train()
-    if args.fsdp:
-        shard(model, ranks, args)
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks

@@ -23,6 +23,7 @@ from dataset.tokenizer import load_tokenizer
 from model.hf_format import load_model, save_model
 from training import checkpoint, cli
 from training.distributed import (
+    building_device,
     gradient_sync,
     init_distributed,
     seed_dropout,
@@ -99,10 +100,10 @@ def main():
 
     # (4) the model: resumed or loaded
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
-    model = load_model(resumed_from or args.init_from, device, config=config)
+    home = building_device(ranks, args.fsdp)
+    model = load_model(resumed_from or args.init_from, home, config=config)
+    model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()
-    if args.fsdp:
-        shard(model, ranks, args)
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
 
     # (5) the dataset: conversations encoded with their masks, packed whole into rows

@@ -23,6 +23,7 @@ from model import lora
 from model.hf_format import load_model, weights_sha256
 from training import checkpoint, cli
 from training.distributed import (
+    building_device,
     gradient_sync,
     init_distributed,
     seed_dropout,
@@ -99,15 +100,14 @@ def main():
     # (4) the model: the base, frozen, and adapters: resumed or new
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite)
     base_sha256 = weights_sha256(args.init_from)
-    model = load_model(args.init_from, device, config=config)
+    model = load_model(args.init_from, building_device(ranks, args.fsdp), config=config)
     adapter = cli.build_lora(args, config)
     torch.manual_seed(args.seed)  # the same first adapters on every rank
     lora.attach(model, adapter)
     if resumed_from:
         lora.load_adapter(model, resumed_from, base_sha256)
+    model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()
-    if args.fsdp:
-        shard(model, ranks, args)
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
 
     # (5) the dataset: conversations encoded with their masks, packed whole into rows

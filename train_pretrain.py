@@ -26,6 +26,7 @@ from model.hf_format import load_model, save_model
 from model.model import MiniMindLM
 from training import checkpoint, cli
 from training.distributed import (
+    building_device,
     gradient_sync,
     init_distributed,
     local_main_first,
@@ -99,13 +100,14 @@ def main():
     # (4) the model: resumed, loaded, or new
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
     torch.manual_seed(args.seed)  # the same first weights on every rank
+    home = building_device(ranks, args.fsdp)
     if resumed_from or args.init_from:
-        model = load_model(resumed_from or args.init_from, device, config=config)
+        model = load_model(resumed_from or args.init_from, home, config=config)
     else:
-        model = MiniMindLM(config).to(device)
+        with home:
+            model = MiniMindLM(config)
+    model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()
-    if args.fsdp:
-        shard(model, ranks, args)
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
 
     # (5) the dataset: tokenised once into a cache, by one process of each machine

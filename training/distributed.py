@@ -144,22 +144,50 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor
 
 
-def shard(model: nn.Module, ranks: Ranks, args):
+def building_device(ranks: Ranks, fsdp: bool) -> torch.device:
+    """Where a model's weights are made or loaded, before they go to the ranks' devices: the CPU.
+
+    With --fsdp on the first rank alone; the others build the same model without memory ("meta"). So
+    a model that no single device could hold needs the memory of one CPU, once.
+    """
+    return torch.device("meta" if fsdp and not ranks.is_main else "cpu")
+
+
+def shard(model: nn.Module, ranks: Ranks, args) -> nn.Module:
     """--fsdp: every rank keeps its part of parameters, gradients and optimizer state (FSDP2).
 
-    A layer is gathered while it computes. Raises ValueError for what does not go together with it.
+    The weights are the first rank's and are handed out tensor by tensor. A layer is gathered while
+    it computes. Raises ValueError for what does not go together with it. Returns the model.
     """
     if not ranks.is_distributed:
         raise ValueError("--fsdp: there is one process; start it with torchrun")
-    if args.optimizer == "muon":
-        raise ValueError("--fsdp: Muon needs whole matrices; use --optimizer adamw, or DDP")
     if args.dtype == "float16":
         raise ValueError("--fsdp: use --dtype bfloat16; float16 needs a scaler for shards")
+    weights = {name: p.detach() for name, p in model.named_parameters()} if ranks.is_main else {}
+    is_tied = model.config.tie_word_embeddings
+    model.to("meta")
+    if is_tied:  # moving has made two parameters of one
+        model.lm_head.weight = model.model.embed_tokens.weight
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     # else embedding and head stay whole after an evaluation, and are not what the optimizer knows
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+    shards = {}
+    for name, parameter in model.named_parameters():
+        tensor = weights.pop(name, None)
+        if tensor is None:
+            tensor = torch.empty(parameter.shape, dtype=parameter.dtype)
+        tensor = tensor.to(ranks.device)
+        shards[name] = distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    if is_tied:
+        shards["lm_head.weight"] = shards["model.embed_tokens.weight"]
+    model.load_state_dict(shards, assign=True)
+    if is_tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.set_rotary_frequencies(ranks.device)
+    return model
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.cli import choose_dtype
+from training.distributed import like, whole
 
 
 def build_optimizer(
@@ -57,8 +58,9 @@ class Muon(torch.optim.AdamW):
     2502.16982), so that learning rate η and weight decay λ mean the same for both.
 
     All matrices of one shape are orthogonalized in one batched product. With several processes each
-    takes its part of every batch and the results are gathered: all ranks get the same bits. The
-    products are bfloat16 where that is fast, else float32.
+    takes its part of every batch and the results are gathered: all ranks get the same bits. With
+    --fsdp the matrices are gathered for it, one shape after the other. The products are bfloat16
+    where that is fast, else float32.
     """
 
     MOMENTUM = 0.95
@@ -97,11 +99,12 @@ class Muon(torch.optim.AdamW):
             torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
             rows, columns = shape[-2:]
-            stack = torch.stack(ahead).view(-1, rows, columns)
+            stack = torch.stack([whole(tensor) for tensor in ahead]).view(-1, rows, columns)
             updates = self._in_parts(stack).view(len(parameters), *shape)
+            updates = [like(update, p) for update, p in zip(updates, parameters)]
             size = 0.2 * math.sqrt(max(rows, columns))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * size)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"] * size)
 
     def _in_parts(self, stack: Tensor) -> Tensor:
         """orthogonalize(stack [N, rows, columns]), every rank computing N / ranks of them."""
