@@ -38,6 +38,7 @@ from training.evaluation import ask, exact_match, read_questions
 from training.loss_watch import LossWatch
 from training.losses import document_log_probs
 from training.lr_schedule import learning_rate
+from training.memory import fit_memory
 from training.optimizers import build_optimizer
 from training.reference import pair_log_probs, reference_log_probs
 from training.run_log import RunLog
@@ -189,6 +190,7 @@ def main():
         model = build(resumed_from)
     model.train()
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
+    fit_memory(compiled, args, ranks, autocast, packed=True)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     sampler = UpdateSampler(

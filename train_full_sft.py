@@ -36,6 +36,7 @@ from training.evaluation import ask, exact_match, first_questions, held_out_loss
 from training.loss_watch import LossWatch
 from training.losses import masked_cross_entropy
 from training.lr_schedule import learning_rate
+from training.memory import fit_memory
 from training.optimizers import build_optimizer
 from training.run_log import RunLog
 from training.stopping import Stopping, ignore_signals
@@ -105,6 +106,7 @@ def main():
     model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()
     compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
+    fit_memory(compiled, args, ranks, autocast, packed=True)
 
     # (5) the dataset: conversations encoded with their masks, packed whole into rows
     data_path = args.data_path

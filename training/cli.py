@@ -123,6 +123,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--dtype", default="auto", choices=["auto", *_DTYPES], help="precision of the products")
     text = "compile the model; None: on CUDA only (costs a minute at the start)"
     add("--compile", **BOOL, default=None, help=text)
+    text = "raise --batch_size to the largest that fits, lower --accumulation_steps by as much"
+    add("--auto_batch", action="store_true", help=text)
     text = "share out parameters, gradients and optimizer state among the ranks (FSDP2)"
     add("--fsdp", action="store_true", help=text)
     add("--num_workers", type=at_least(0), default=0, help="loader processes per rank")
