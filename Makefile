@@ -33,10 +33,10 @@ install: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -s
 
 $(VENV)/.installed: requirements.txt
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -205,7 +205,7 @@ def main():
     epochs = -(-total_steps // sampler.updates_per_epoch)
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone
-    optimizer = build_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay)
+    optimizer = build_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # (9) several processes: average the gradients

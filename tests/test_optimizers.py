@@ -5,7 +5,6 @@ import torch
 
 from model.config import LMConfig
 from model.model import MiniMindLM
-from training import optimizers
 from training.optimizers import Muon, build_optimizer, orthogonalize
 
 TINY = {
@@ -45,13 +44,12 @@ def test_a_zero_gradient_gives_a_zero_update():
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
-def test_muon_steps_are_those_of_torch(monkeypatch, shape):
+def test_muon_steps_are_those_of_torch(shape):
     """Six updates equal torch.optim.Muon's (its products are bfloat16: so are ours here)."""
-    monkeypatch.setattr(optimizers, "choose_dtype", lambda *_: torch.bfloat16)
     ours = [torch.nn.Parameter(matrices(*shape, seed=i)) for i in range(3)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     settings = {"lr": 0.02, "weight_decay": 0.1}
-    muon = Muon([{"params": ours, "muon": True}], **settings)
+    muon = Muon([{"params": ours, "muon": True}], torch.bfloat16, **settings)
     oracle = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
     first = [p.detach().clone() for p in ours]
     for step in range(6):
@@ -71,7 +69,7 @@ def test_every_parameter_is_updated_by_the_right_one(experts):
     """Matrices between hidden vectors by Muon; embeddings, head, router and norms by AdamW."""
     config = LMConfig(**TINY, use_moe=experts, tie_word_embeddings=False)
     model = MiniMindLM(config)
-    optimizer = build_optimizer("muon", model, 1e-3, 0.1)
+    optimizer = build_optimizer("muon", model, 1e-3, 0.1, torch.float32)
     names = {p: n for n, p in model.named_parameters()}
     grouped = [(names.pop(p), g) for g in optimizer.param_groups for p in g["params"]]
     assert not names  # each once
@@ -81,14 +79,14 @@ def test_every_parameter_is_updated_by_the_right_one(experts):
         assert group["weight_decay"] == (0.0 if "norm" in name else 0.1), name
 
 
-def test_what_muon_leaves_is_adamw(monkeypatch):
+def test_what_muon_leaves_is_adamw():
     """Embeddings and norms move exactly as under torch.optim.AdamW; experts as single matrices."""
     torch.manual_seed(0)
     config = LMConfig(**TINY, use_moe=True)
     one, other = MiniMindLM(config), MiniMindLM(config)
     other.load_state_dict(one.state_dict())
-    muon = build_optimizer("muon", one, 1e-2, 0.1)
-    adamw = build_optimizer("adamw", other, 1e-2, 0.1)
+    muon = build_optimizer("muon", one, 1e-2, 0.1, torch.float32)
+    adamw = build_optimizer("adamw", other, 1e-2, 0.1, torch.float32)
     for step in range(3):
         for i, (p, q) in enumerate(zip(one.parameters(), other.parameters())):
             p.grad = matrices(*p.shape, seed=1000 * step + i)

@@ -16,7 +16,7 @@ from training.writer import CheckpointWriter
 def small_model():
     """A linear layer after one AdamW step, and its optimizer."""
     model = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer("adamw", model, 0.1, 0.0)
+    optimizer = build_optimizer("adamw", model, 0.1, 0.0, torch.float32)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     return model, optimizer

@@ -9,18 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.cli import choose_dtype
 from training.distributed import like, whole
 
 
 def build_optimizer(
-    name: str, model: nn.Module, learning_rate: float, weight_decay: float
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float, dtype: torch.dtype
 ) -> torch.optim.AdamW:
     """The optimizer of everything that is trained: AdamW, or Muon with AdamW for what it leaves.
 
     name "adamw": AdamW (Loshchilov & Hutter 2017) with betas (0.9, 0.95), as is usual for language
     models. "muon": Muon (see the class) for the matrices between hidden vectors, AdamW for
-    embeddings, head, routers and norms, both at the same learning rate.
+    embeddings, head, routers and norms, both at the same learning rate; its products are bfloat16
+    if the run's `dtype` is, else float32.
 
     Weight decay pulls on matrices and embeddings, not on the norms' gains. `fused` updates all
     tensors in one kernel, on CPUs too.
@@ -37,8 +37,10 @@ def build_optimizer(
     if by_muon:
         groups.append({"params": by_muon, "weight_decay": weight_decay, "muon": True})
     fused = all(p.device.type in ("cpu", "cuda") for p in [*by_muon, *matrices, *vectors])
-    kind = Muon if name == "muon" else torch.optim.AdamW
-    return kind(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    settings = {"lr": learning_rate, "betas": (0.9, 0.95), "eps": 1e-8, "fused": fused}
+    if name == "muon":
+        return Muon(groups, dtype if dtype == torch.bfloat16 else torch.float32, **settings)
+    return torch.optim.AdamW(groups, **settings)
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -59,18 +61,18 @@ class Muon(torch.optim.AdamW):
 
     All matrices of one shape are orthogonalized in one batched product. With several processes each
     takes its part of every batch and the results are gathered: all ranks get the same bits. With
-    --fsdp the matrices are gathered for it, one shape after the other. The products are bfloat16
-    where that is fast, else float32.
+    --fsdp the matrices are gathered for it, one shape after the other. The products are computed
+    in product_dtype.
     """
 
     MOMENTUM = 0.95
 
-    def __init__(self, groups: list[dict], **settings):
+    def __init__(self, groups: list[dict], product_dtype=torch.float32, **settings):
         super().__init__(groups, **settings)
         # GradScaler then skips the whole step on an overflow; fused AdamW would skip its part alone
         self._step_supports_amp_scaling = False
         device = next(p.device for group in self.param_groups for p in group["params"])
-        self._product_dtype = choose_dtype("auto", device)
+        self._product_dtype = product_dtype
         self._orthogonalize = orthogonalize
         if device.type == "cuda":
             self._orthogonalize = torch.compile(orthogonalize, dynamic=False)
