@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from dataset.readers import Problems, check_path, format_of, read_texts
 from dataset.tokenizer import Tokenizer
+from model.json_file import read_json
 
 FORMAT_VERSION = 1  # part of the key: raise it whenever the same data would give other files
 BIN_FILES = ("tokens.bin", "documents.bin", "hashes.bin")
@@ -179,7 +180,7 @@ def _tokenise(
     flag: str,
 ) -> None:
     """Write the three bin files and meta.json of `path` into `folder`, synced to the disk."""
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
+    dtype = _dtype(tokenizer.vocab_size)
     eos = np.array([tokenizer.eos_id], dtype)
     num_tokens = num_documents = num_characters = num_bytes = 0
     bar = tqdm(
@@ -237,6 +238,10 @@ def _tokenise(
     _sync_folder(folder)
 
 
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
+
+
 def _batches(
     path: Path, on_bad_record: str, problems: Problems, progress, flag: str
 ) -> Iterator[list[str]]:
@@ -287,8 +292,8 @@ def _open_checked(folder: Path, made_from: dict) -> TokenFile:
     Compares what it was made from, the sizes, and a checksum of sampled blocks, and looks for ids
     outside the vocabulary in a sample: a few milliseconds, however large the files are.
     """
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    for name, value in made_from.items():
+    meta = read_json(folder / "meta.json")
+    for name, value in (made_from | {"dtype": _dtype(made_from["vocab_size"]).str}).items():
         if meta[name] != value:
             raise ValueError(f"meta.json: expected {name} {value}, got {meta[name]}")
     file = TokenFile(folder, meta)
@@ -343,9 +348,8 @@ def _content_hash(path: Path, cache_dir: Path) -> str:
     """
     memory = cache_dir / "content_hashes.json"
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
+        known = read_json(memory)
+    except ValueError:
         known = {}
     name, stat = str(path.resolve()), path.stat()
     # The change time too: unpacking or `cp -p` can put other content under an old mtime.
