@@ -30,11 +30,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.oddities import ControlStrings, count_repeats, described, text_hash
 from dataset.readers import Problems, check_path, format_of, read_texts
 from dataset.tokenizer import Tokenizer
 from model.json_file import read_json
 
-FORMAT_VERSION = 1  # part of the key: raise it whenever the same data would give other files
+FORMAT_VERSION = 2  # part of the key: raise it whenever the same data would give other files
 BIN_FILES = ("tokens.bin", "documents.bin", "hashes.bin")
 BATCH_CHARACTERS = 1_000_000  # of text handed to the tokenizer's threads at a time
 SAMPLED_BLOCKS = 64  # of each file are checked when a cache is reused,
@@ -143,7 +144,7 @@ def cached_tokens(
     folder = cache_dir / key
     if folder.exists():
         try:
-            return _report_skipped(_open_checked(folder, made_from), path)
+            return _report(_open_checked(folder, made_from), path)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             print(f"the token cache {folder} is damaged ({error}); making it anew", file=sys.stderr)
 
@@ -160,10 +161,16 @@ def cached_tokens(
         raise ValueError(f"cannot make the token cache {folder} of {path}: {error}") from None
     finally:  # also after Ctrl-C; nothing is left of it when the renaming succeeded
         shutil.rmtree(temporary, ignore_errors=True)
-    return _report_skipped(_open_checked(folder, made_from), path)
+    return _report(_open_checked(folder, made_from), path)
 
 
-def _report_skipped(file: TokenFile, path: Path) -> TokenFile:
+def _report(file: TokenFile, path: Path) -> TokenFile:
+    """Say once, on stderr, what is odd about the data, whether the cache is new or not."""
+    if os.environ.get("RANK", "0") != "0":
+        return file
+    counts = (file.meta["num_repeats"], file.meta["num_with_control_strings"])
+    if any(counts):
+        print(f"{path}: {file.num_documents:,} texts, {described(*counts)}", file=sys.stderr)
     if file.skipped_records:
         print(f"{path}: skipped {file.skipped_records} bad records; the first:", file=sys.stderr)
         print("\n".join(file.meta["first_problems"]), file=sys.stderr)
@@ -182,7 +189,8 @@ def _tokenise(
     """Write the three bin files and meta.json of `path` into `folder`, synced to the disk."""
     dtype = _dtype(tokenizer.vocab_size)
     eos = np.array([tokenizer.eos_id], dtype)
-    num_tokens = num_documents = num_characters = num_bytes = 0
+    control_strings = ControlStrings(tokenizer.control_tokens)
+    num_tokens = num_documents = num_characters = num_bytes = num_with_control_strings = 0
     bar = tqdm(
         total=path.stat().st_size,
         desc=f"tokenising {path.name}",
@@ -206,7 +214,7 @@ def _tokenise(
                 raw_texts = [text.encode("utf-8") for text in texts]
                 lengths = np.array([len(ids) + 1 for ids in documents], np.int64)
                 ends = num_tokens + np.cumsum(lengths)
-                hashes = np.array([_text_hash(raw) for raw in raw_texts], "<u8")
+                hashes = np.array([text_hash(raw) for raw in raw_texts], "<u8")
                 files[0].write(np.concatenate([x for ids in documents for x in (ids, eos)]).data)
                 files[1].write(ends.astype("<i8").data)
                 files[2].write(hashes.data)
@@ -214,6 +222,7 @@ def _tokenise(
                 num_documents += len(texts)
                 num_characters += sum(map(len, texts))
                 num_bytes += sum(map(len, raw_texts))
+                num_with_control_strings += sum(map(control_strings.are_in, texts))
             pending = (batch, encoded)
         for file in files:
             file.flush()
@@ -230,6 +239,8 @@ def _tokenise(
         "num_documents": num_documents,
         "num_characters": num_characters,
         "num_bytes": num_bytes,
+        "num_repeats": count_repeats(np.memmap(folder / "hashes.bin", "<u8", mode="r")),
+        "num_with_control_strings": num_with_control_strings,
         "skipped_records": problems.count,
         "first_problems": problems.first,
         "files": {name: _checksums(folder / name) for name in BIN_FILES},
@@ -259,10 +270,6 @@ def _batches(
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _text_hash(raw_text: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(raw_text, digest_size=8).digest(), "little")
 
 
 def _put_in_place(temporary: Path, folder: Path, made_from: dict) -> None:

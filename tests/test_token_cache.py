@@ -15,7 +15,7 @@ from dataset.readers import DataError
 from dataset.token_cache import cached_tokens
 from tests.conftest import ROOT, SENTENCES
 
-TEXTS = [f"{sentence} {i}" for i, sentence in enumerate(SENTENCES * 40)] + ["<|endoftext|>", "x"]
+TEXTS = [f"{sentence} {i}" for i, sentence in enumerate(SENTENCES * 40)] + ["<|endoftext", "x"]
 
 
 def write_jsonl(path, texts):
