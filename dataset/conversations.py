@@ -41,6 +41,10 @@ class Conversation:
     path: str
     line: int
 
+    def as_text(self) -> str:
+        """All it says, as JSON: equal for conversations that are the same, however written."""
+        return json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
+
 
 class BadConversation(ValueError):
     """What was expected of a record, and what came."""
@@ -181,6 +185,10 @@ def _json(value: object, what: str) -> object:
     if not value.strip():
         return None
     try:
-        return json.loads(value)
+        parsed = json.loads(value)
     except (ValueError, RecursionError):
         raise BadConversation(f"JSON as {what}", repr(value[:40])) from None
+    # an escape inside this text is seen here for the first time
+    if "\\u" in value and not is_utf8(json.dumps(parsed, ensure_ascii=False)):
+        raise BadConversation(f"text that UTF-8 can write as {what}", "a lone surrogate")
+    return parsed

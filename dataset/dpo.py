@@ -12,6 +12,7 @@ Both begin with the prompt's ids, exactly the same; only the answer is masked in
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset
 
 from dataset.chat import encode_conversation
 from dataset.conversations import BadConversation, check_messages
+from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
 from dataset.readers import Paths, Problems, Record, kind_of, read_records
 from dataset.tokenizer import Tokenizer
@@ -36,6 +38,11 @@ class Pair:
     tools: list | None
     path: str
     line: int
+
+    def as_text(self) -> str:
+        """All it says, as JSON: equal for pairs that are the same, however written."""
+        parts = [self.prompt, self.chosen, self.rejected, self.tools]
+        return json.dumps(parts, ensure_ascii=False, sort_keys=True)
 
 
 def read_pairs(
@@ -109,16 +116,19 @@ class EncodedPairs:
     """Token ids and masks of many pairs: sequences 2i and 2i + 1 are chosen and rejected of pair i.
 
     A pair whose two conversations do not fit a row together is left out and counts in
-    `num_too_long`: an answer cut short would not be the one that was judged.
+    `num_too_long`: an answer cut short would not be the one that was judged. `oddities` holds the
+    counts over all pairs that came, also in both parts after `split`.
     """
 
     def __init__(self, pairs: Iterable[Pair], tokenizer: Tokenizer, max_seq_len: int) -> None:
         self.eos_id = tokenizer.eos_id
         self.tokenizer_fingerprint = tokenizer.fingerprint
         self.num_too_long = 0
+        self.oddities = Oddities(tokenizer.control_tokens)
         self.sequences: list[tuple[np.ndarray, np.ndarray]] = []
         self.sources: list[tuple[str, int]] = []  # file and line of every pair kept
         for pair in pairs:
+            self.oddities.add(pair.as_text())
             prompt, _ = encode_conversation(
                 tokenizer, pair.prompt, pair.tools, add_generation_prompt=True
             )
@@ -211,7 +221,7 @@ class DPODataset(Dataset):
         used = self.num_tokens / (len(self) * self.max_seq_len)
         return (
             f"{len(self.encoded):,} pairs in {len(self):,} rows, {used:.1%} of the positions used; "
-            f"{self.encoded.num_too_long:,} left out as too long"
+            f"{self.encoded.num_too_long:,} left out as too long; {self.encoded.oddities}"
         )
 
     @property

@@ -2,7 +2,8 @@
 
 Every record knows the file and line it came from, every bad record is counted and named, and
 nothing is left out silently. jsonl, json, txt and csv may be gzipped (`.jsonl.gz`). Memory stays
-flat whatever the size of the file; only a `.json` list is loaded whole.
+flat whatever the size of the file: it follows the longest record, which is bounded. Only a `.json`
+list is loaded whole.
 
 The line of a record is its line in jsonl and txt, its row in csv (the header is row 1) and parquet
 (the first row is row 1), and its place in the list, from 1, in json.
@@ -21,6 +22,7 @@ from pathlib import Path
 EXTENSIONS = (".jsonl", ".json", ".txt", ".csv", ".parquet")
 TEXT_DOCUMENT_BYTES = 16 * 1024  # a txt file is cut into documents of about this size
 LONGEST_TEXT_LINE = 1024 * 1024  # a longer line of a txt file is cut, so that memory stays flat
+LONGEST_RECORD = 64 * 1024 * 1024  # bytes of a jsonl line or a csv cell; a longer one is bad
 SHOWN_PROBLEMS = 10
 UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -208,7 +210,15 @@ def _read_file(
 
 def _read_jsonl(path: Path, stream: io.BufferedReader, problems: Problems) -> Iterator[Record]:
     name = str(path)
-    for number, line in enumerate(stream, start=1):
+    number = 0
+    while line := stream.readline(LONGEST_RECORD + 1):
+        number += 1
+        if len(line) > LONGEST_RECORD:
+            got = f"more than {LONGEST_RECORD:,} bytes without a line end"
+            problems.add(name, number, "one JSON object on the line", got)
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(LONGEST_RECORD)
+            continue
         if line.isspace():
             continue
         try:
@@ -304,7 +314,7 @@ def _split_at_character(line: bytes) -> tuple[bytes, bytes]:
 def _read_csv(path: Path, stream: io.BufferedReader, problems: Problems) -> Iterator[Record]:
     name = str(path)
     # The default limit, 128 KB a cell, is below the length of a long document.
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST_RECORD)
     # Bytes that are not UTF-8 become lone surrogates here and are found below, row by row.
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
     rows = csv.reader(text, strict=True)

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from dataset.chat import encode_conversation
 from dataset.conversations import Conversation
+from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
 from dataset.tokenizer import Tokenizer
 
@@ -29,7 +30,11 @@ class EncodedConversations:
 
     Conversations longer than max_seq_len + 1 tokens keep their leading turns up to the last answer
     that fits and count in `num_cut`; those whose first answer does not fit are left out and count
-    in `num_too_long`.
+    in `num_too_long`. `oddities` holds the counts over all conversations that came, also in both
+    parts after `split`.
+
+    All of it is held in memory: 5 bytes a token (id and mask), twice that while it is joined or
+    split, and about 300 bytes a conversation.
     """
 
     def __init__(
@@ -38,10 +43,12 @@ class EncodedConversations:
         self.eos_id = tokenizer.eos_id
         self.tokenizer_fingerprint = tokenizer.fingerprint
         self.num_cut = self.num_too_long = 0
+        self.oddities = Oddities(tokenizer.control_tokens)
         self.sources: list[tuple[str, int]] = []  # file and line of every conversation kept
         ids: list[np.ndarray] = []
         masks: list[np.ndarray] = []
         for conversation in conversations:
+            self.oddities.add(conversation.as_text())
             encoded = _cut_to_fit(conversation, tokenizer, max_seq_len + 1)
             if encoded is None:
                 self.num_too_long += 1
@@ -197,7 +204,7 @@ class SFTDataset(Dataset):
         return (
             f"{len(self.encoded):,} conversations in {len(self):,} rows, {self.efficiency:.1%} of "
             f"the positions used; {self.encoded.num_cut:,} cut after an answer, "
-            f"{self.encoded.num_too_long:,} left out as too long"
+            f"{self.encoded.num_too_long:,} left out as too long; {self.encoded.oddities}"
         )
 
     @property

@@ -30,10 +30,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.oddities import ControlStrings, count_repeats, described, text_hash
 from dataset.readers import Problems, check_path, format_of, read_texts
 from dataset.tokenizer import Tokenizer
+from model.json_file import read_json
 
-FORMAT_VERSION = 1  # part of the key: raise it whenever the same data would give other files
+FORMAT_VERSION = 2  # part of the key: raise it whenever the same data would give other files
 BIN_FILES = ("tokens.bin", "documents.bin", "hashes.bin")
 BATCH_CHARACTERS = 1_000_000  # of text handed to the tokenizer's threads at a time
 SAMPLED_BLOCKS = 64  # of each file are checked when a cache is reused,
@@ -142,7 +144,7 @@ def cached_tokens(
     folder = cache_dir / key
     if folder.exists():
         try:
-            return _report_skipped(_open_checked(folder, made_from), path)
+            return _report(_open_checked(folder, made_from), path)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             print(f"the token cache {folder} is damaged ({error}); making it anew", file=sys.stderr)
 
@@ -159,10 +161,16 @@ def cached_tokens(
         raise ValueError(f"cannot make the token cache {folder} of {path}: {error}") from None
     finally:  # also after Ctrl-C; nothing is left of it when the renaming succeeded
         shutil.rmtree(temporary, ignore_errors=True)
-    return _report_skipped(_open_checked(folder, made_from), path)
+    return _report(_open_checked(folder, made_from), path)
 
 
-def _report_skipped(file: TokenFile, path: Path) -> TokenFile:
+def _report(file: TokenFile, path: Path) -> TokenFile:
+    """Say once, on stderr, what is odd about the data, whether the cache is new or not."""
+    if os.environ.get("RANK", "0") != "0":
+        return file
+    counts = (file.meta["num_repeats"], file.meta["num_with_control_strings"])
+    if any(counts):
+        print(f"{path}: {file.num_documents:,} texts, {described(*counts)}", file=sys.stderr)
     if file.skipped_records:
         print(f"{path}: skipped {file.skipped_records} bad records; the first:", file=sys.stderr)
         print("\n".join(file.meta["first_problems"]), file=sys.stderr)
@@ -179,9 +187,10 @@ def _tokenise(
     flag: str,
 ) -> None:
     """Write the three bin files and meta.json of `path` into `folder`, synced to the disk."""
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
+    dtype = _dtype(tokenizer.vocab_size)
     eos = np.array([tokenizer.eos_id], dtype)
-    num_tokens = num_documents = num_characters = num_bytes = 0
+    control_strings = ControlStrings(tokenizer.control_tokens)
+    num_tokens = num_documents = num_characters = num_bytes = num_with_control_strings = 0
     bar = tqdm(
         total=path.stat().st_size,
         desc=f"tokenising {path.name}",
@@ -205,7 +214,7 @@ def _tokenise(
                 raw_texts = [text.encode("utf-8") for text in texts]
                 lengths = np.array([len(ids) + 1 for ids in documents], np.int64)
                 ends = num_tokens + np.cumsum(lengths)
-                hashes = np.array([_text_hash(raw) for raw in raw_texts], "<u8")
+                hashes = np.array([text_hash(raw) for raw in raw_texts], "<u8")
                 files[0].write(np.concatenate([x for ids in documents for x in (ids, eos)]).data)
                 files[1].write(ends.astype("<i8").data)
                 files[2].write(hashes.data)
@@ -213,6 +222,7 @@ def _tokenise(
                 num_documents += len(texts)
                 num_characters += sum(map(len, texts))
                 num_bytes += sum(map(len, raw_texts))
+                num_with_control_strings += sum(map(control_strings.are_in, texts))
             pending = (batch, encoded)
         for file in files:
             file.flush()
@@ -229,12 +239,18 @@ def _tokenise(
         "num_documents": num_documents,
         "num_characters": num_characters,
         "num_bytes": num_bytes,
+        "num_repeats": count_repeats(np.memmap(folder / "hashes.bin", "<u8", mode="r")),
+        "num_with_control_strings": num_with_control_strings,
         "skipped_records": problems.count,
         "first_problems": problems.first,
         "files": {name: _checksums(folder / name) for name in BIN_FILES},
     }
     _write_synced(folder / "meta.json", json.dumps(meta, indent=2))
     _sync_folder(folder)
+
+
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
 
 
 def _batches(
@@ -254,10 +270,6 @@ def _batches(
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _text_hash(raw_text: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(raw_text, digest_size=8).digest(), "little")
 
 
 def _put_in_place(temporary: Path, folder: Path, made_from: dict) -> None:
@@ -287,8 +299,8 @@ def _open_checked(folder: Path, made_from: dict) -> TokenFile:
     Compares what it was made from, the sizes, and a checksum of sampled blocks, and looks for ids
     outside the vocabulary in a sample: a few milliseconds, however large the files are.
     """
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    for name, value in made_from.items():
+    meta = read_json(folder / "meta.json")
+    for name, value in (made_from | {"dtype": _dtype(made_from["vocab_size"]).str}).items():
         if meta[name] != value:
             raise ValueError(f"meta.json: expected {name} {value}, got {meta[name]}")
     file = TokenFile(folder, meta)
@@ -343,9 +355,8 @@ def _content_hash(path: Path, cache_dir: Path) -> str:
     """
     memory = cache_dir / "content_hashes.json"
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
+        known = read_json(memory)
+    except ValueError:
         known = {}
     name, stat = str(path.resolve()), path.stat()
     # The change time too: unpacking or `cp -p` can put other content under an old mtime.

@@ -17,6 +17,8 @@ import numpy as np
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
+from model.json_file import parse_json, read_bytes, shown
+
 END_OF_TEXT = "<|endoftext|>"
 
 # What a tokenizer folder may consist of; the first two must be there.
@@ -32,6 +34,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+LARGEST_FILE = 64 << 20  # bytes; the largest tokenizer.json in use have 35 MB
+LARGEST_ID = (1 << 20) - 1  # the largest vocabularies in use have 262,144 entries
 
 
 def _bytes_of_characters() -> dict[str, int]:
@@ -60,20 +64,28 @@ class Tokenizer:
     chat_template  the Jinja source of the chat template, or None
     """
 
-    def __init__(self, folder: Path, tokenizer_json: bytes, config: dict) -> None:
-        spec = json.loads(tokenizer_json.decode("utf-8"))
+    def __init__(self, folder: Path, files: dict[str, bytes]) -> None:
+        spec, config = (_json_object(name, files[name]) for name in TOKENIZER_FILES[:2])
+        if "auto_map" in config:
+            raise ValueError(
+                "tokenizer_config.json: auto_map asks to run code from the folder; such folders "
+                "are refused"
+            )
         self.folder = folder
-        self.fingerprint = hashlib.sha256(tokenizer_json).hexdigest()
+        self._files = files  # for `save`: the folder may change or go while training runs
+        self.fingerprint = hashlib.sha256(files["tokenizer.json"]).hexdigest()
         self.control_tokens = {token["content"]: token["id"] for token in spec["added_tokens"]}
         self._control_ids = frozenset(self.control_tokens.values())
         self._tokenizer = _without_control_tokens(spec, set(self.control_tokens))
+        vocabulary = self._tokenizer.get_vocab()
+        _check_ids(vocabulary, self.control_tokens)
 
         byte_of = _bytes_of_characters()
         # Some tokenizers keep entries no text can reach; they stand for no bytes.
         ordinary = {
             id: bytes(byte_of[character] for character in token)
-            for token, id in self._tokenizer.get_vocab().items()
-            if id not in self._control_ids and all(character in byte_of for character in token)
+            for token, id in vocabulary.items()
+            if all(character in byte_of for character in token)
         }
         if len({piece for piece in ordinary.values() if len(piece) == 1}) < 256:
             raise ValueError("its vocabulary does not have an ordinary token for each of 256 bytes")
@@ -90,7 +102,7 @@ class Tokenizer:
         if eos not in self.control_tokens:
             raise ValueError(f"it has no control token {END_OF_TEXT} and no eos_token")
         self.eos_id = self.control_tokens[eos]
-        self.chat_template = _chat_template(folder, config)
+        self.chat_template = _chat_template(files, config)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text, none of them a control token's.
@@ -133,13 +145,13 @@ class Tokenizer:
         chat_template: whether to write the template that training here follows, whatever the
         tokenizer's own was. A folder is chat-tuned when it has one; a base model has none.
         """
-        for name in TOKENIZER_FILES:
-            if (self.folder / name).is_file() and name != CHAT_TEMPLATE_FILE:
-                shutil.copyfile(self.folder / name, folder / name)
-        path = folder / CONFIG_FILE
-        config = json.loads(path.read_text(encoding="utf-8"))
+        for name, content in self._files.items():
+            if name != CHAT_TEMPLATE_FILE:
+                (folder / name).write_bytes(content)
+        config = _json_object(CONFIG_FILE, self._files[CONFIG_FILE])
         if config.pop("chat_template", None) is not None:
-            path.write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            (folder / CONFIG_FILE).write_text(text, "utf-8")
         if chat_template:
             shutil.copyfile(OUR_CHAT_TEMPLATE, folder / CHAT_TEMPLATE_FILE)
 
@@ -179,15 +191,61 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         if not (folder / name).is_file():
             raise ValueError(f"--tokenizer: expected a file {name} in {folder}, got none")
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("tokenizer_config.json is not a JSON object")
-        return Tokenizer(folder, (folder / "tokenizer.json").read_bytes(), config)
+        return Tokenizer(folder, _read_files(folder))
     except KeyError as error:
-        raise ValueError(f"--tokenizer: cannot use {folder}: no field {error}") from None
+        raise ValueError(f"--tokenizer: cannot use {folder}: no field {shown(error)}") from None
     except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--tokenizer: cannot use {folder}: {reason}") from None
+        raise ValueError(f"--tokenizer: cannot use {folder}: {shown(error)}") from None
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """The content of the files in TOKENIZER_FILES that are there, by name.
+
+    Every model that is trained with the tokenizer gets a copy of them. So a link may lead to a file
+    of the folder, or to the blobs that a Hugging Face cache keeps beside it, but nowhere else: it
+    could lead to what was never meant to be given away.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    files = {}
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        if path.exists():
+            target = path.resolve()
+            if not target.is_relative_to(home) and target.parent != blobs:
+                raise ValueError(f"{name} is a link out of the folder; put the file itself there")
+            try:
+                files[name] = read_bytes(path, LARGEST_FILE)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    return files
+
+
+def _json_object(name: str, data: bytes) -> dict:
+    try:
+        content = parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"{name}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is not a JSON object")
+    return content
+
+
+def _check_ids(vocabulary: dict[str, int], control_tokens: dict[str, int]) -> None:
+    """ValueError unless ids are whole numbers of a sane size and no id means two things.
+
+    An ordinary token with a control token's id would let text become that control token.
+    """
+    for token, id in control_tokens.items():
+        if not isinstance(token, str) or type(id) is not int or id < 0:
+            raise ValueError(f"tokenizer.json: the control token {token!r} has the id {id!r}")
+    token_of: dict[int, str] = {}
+    for token, id in [*vocabulary.items(), *control_tokens.items()]:
+        if id > LARGEST_ID:
+            raise ValueError(f"tokenizer.json: expected ids up to {LARGEST_ID}, got {id}")
+        if id in token_of:
+            raise ValueError(f"tokenizer.json: {token_of[id]!r} and {token!r} have one id, {id}")
+        token_of[id] = token
 
 
 def _without_control_tokens(spec: dict, control_tokens: set[str]) -> tokenizers.Tokenizer:
@@ -215,15 +273,16 @@ def _without_control_tokens(spec: dict, control_tokens: set[str]) -> tokenizers.
     plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     try:
         return tokenizers.Tokenizer.from_str(json.dumps({**spec, **plain, "model": model}))
-    except Exception as error:  # the library raises bare Exception for a broken file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, or panics: not even that
         raise ValueError(f"tokenizer.json: {error}") from None
 
 
-def _chat_template(folder: Path, config: dict) -> str | None:
+def _chat_template(files: dict[str, bytes], config: dict) -> str | None:
     """The template file if there is one, or else the one inside tokenizer_config.json."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    if CHAT_TEMPLATE_FILE in files:
+        return files[CHAT_TEMPLATE_FILE].decode("utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
         template = {entry["name"]: entry["template"] for entry in template}.get("default")

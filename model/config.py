@@ -42,6 +42,8 @@ PRESETS["moe"] = PRESETS["base"] | {  # 198M in all, 64M active per token
     "moe_intermediate_size": 2432,
 }
 
+MOST_MODULES = 4096  # layers, and experts per layer; the largest published models have 126 and 512
+
 
 def _f(default, help: str):
     """A dataclass field that carries the help text of its command-line flag."""
@@ -105,6 +107,10 @@ class LMConfig:
         for name, times in widths.items():  # torch counts elements in int64
             value = getattr(self, name)
             _require(H * value * times < 2**40, name, value, "a size that fits a machine")
+        # a file of a few bytes may ask for millions of modules, before any weight is looked at
+        for name in ("num_hidden_layers", "num_experts"):
+            value = getattr(self, name)
+            _require(value <= MOST_MODULES, name, value, f"at most {MOST_MODULES}")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         _require(self.rms_norm_eps > 0, "rms_norm_eps", self.rms_norm_eps, "positive")
         _require(self.rope_theta > 1, "rope_theta", self.rope_theta, "greater than 1")

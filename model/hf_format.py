@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import LMConfig
+from model.json_file import read_json, shown
 from model.model import MiniMindLM
 
 _STACKED = re.compile(r"(model\.layers\.\d+\.mlp)\.(gate_proj|up_proj|down_proj)")
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of weights
 
 
 def save_model(
@@ -52,7 +55,7 @@ def load_config(folder: str | Path) -> LMConfig:
     try:
         return LMConfig.from_hf_dict(config)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {shown(error)}") from None
 
 
 def load_model(
@@ -69,31 +72,31 @@ def load_model(
     """
     folder = Path(folder)
     config = config or load_config(folder)
-    where = _tensor_files(folder)
-    if config.num_hidden_layers > len(where):
+    stored = _stored_tensors(folder)
+    if config.num_hidden_layers > len(stored):
         raise ValueError(
             f"{folder}: config.json asks for {config.num_hidden_layers} layers, "
-            f"the weights hold {len(where)} tensors"
+            f"the weights hold {len(stored)} tensors"
         )
-    if config.use_moe and config.num_experts > len(where):
+    if config.use_moe and config.num_experts > len(stored):
         raise ValueError(
             f"{folder}: config.json asks for {config.num_experts} experts, "
-            f"the weights hold {len(where)} tensors"
+            f"the weights hold {len(stored)} tensors"
         )
     with torch.device("meta"):
         model = MiniMindLM(config)
     expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
-    _check_tensors(folder, where, expected, config.tie_word_embeddings)
+    _check_tensors(folder, stored, expected, config.tie_word_embeddings)
 
     tensors = {}
-    for file in sorted({where[name] for name in expected}):
+    for file in sorted({stored[name].file for name in expected}):
         with safe_open(file, framework="pt") as f:
             for name in expected:
-                if where[name] == file:
+                if stored[name].file == file:
                     tensor = f.get_tensor(name)  # a view of the file: copy before it changes
                     tensors[name] = tensor.to(device=device, dtype=dtype, copy=True)
-    if config.tie_word_embeddings and "lm_head.weight" in where:
-        with safe_open(where["lm_head.weight"], framework="pt") as f:
+    if config.tie_word_embeddings and "lm_head.weight" in stored:
+        with safe_open(stored["lm_head.weight"].file, framework="pt") as f:
             head = f.get_tensor("lm_head.weight").to(device=device, dtype=dtype)
         if not torch.equal(head, tensors["model.embed_tokens.weight"]):
             raise ValueError(
@@ -114,27 +117,53 @@ def load_model(
 
 def weights_sha256(folder: str | Path) -> str:
     """A hash of a folder's weights: names, shapes, dtypes and bits, however split into files."""
-    where = _tensor_files(Path(folder))
+    stored = _stored_tensors(Path(folder))
     digest = hashlib.sha256()
-    for name in sorted(where):
-        with safe_open(where[name], framework="pt") as f:
+    for name in sorted(stored):
+        with safe_open(stored[name].file, framework="pt") as f:
             tensor = f.get_tensor(name)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object from a file. ValueError names the path if it is missing or not an object."""
+class StoredTensor(NamedTuple):
+    """What the header of a safetensors file says of one tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # "F32", "BF16", "F16"
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name; none of them is read.
+
+    ValueError names a file that is missing, unfit, or holds other numbers than weights are.
+    """
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError(f"{file}: not a readable safetensors file (no such file)")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: no such file; expected a model folder there") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+        with safe_open(file, framework="pt") as f:
+            slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118
+            stored = {
+                name: StoredTensor(file, tuple(part.get_shape()), str(part.get_dtype()))
+                for name, part in slices.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({shown(error)})") from None
+    for name, tensor in stored.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{file}: {shown(name, 80)} is {tensor.dtype}; expected {', '.join(DTYPES)}"
+            )
+    return stored
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first three names, for an error message."""
+    names = sorted(names)
+    more = ", ..." if len(names) > 3 else ""
+    return ", ".join(shown(name, 80) for name in names[:3]) + more
 
 
 def _write_json(path: Path, content: dict):
@@ -168,8 +197,8 @@ def _from_disk(tensors: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor
     return state
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Which file of the folder holds each tensor: name → path."""
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder by name, in one file or several."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         files = {folder / "model.safetensors"}
@@ -180,37 +209,31 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         names = set(map(str, weight_map.values()))
         for name in names:  # a path out of the folder is never followed
             if name != Path(name).name or not name.endswith(".safetensors"):
-                raise ValueError(f"{index}: {name!r} is not the name of a .safetensors file here")
+                raise ValueError(
+                    f"{index}: {shown(name)!r} is not the name of a .safetensors file here"
+                )
         files = {folder / name for name in names}
     else:
         raise ValueError(f"{folder}: no model.safetensors; expected a model folder")
-    where = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as f:
-                where |= dict.fromkeys(f.keys(), file)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
-    return where
+    stored: dict[str, StoredTensor] = {}
+    for file in sorted(files):
+        more = read_header(file)
+        if twice := stored.keys() & more.keys():
+            raise ValueError(f"{file}: {some_names(twice)}: in another file of the folder too")
+        stored |= more
+    return stored
 
 
-def _check_tensors(folder: Path, where: dict, expected: dict[str, tuple], tied: bool):
-    extra = set(where) - set(expected) - ({"lm_head.weight"} if tied else set())
-    missing = set(expected) - set(where)
+def _check_tensors(folder: Path, stored: dict[str, StoredTensor], expected: dict, tied: bool):
+    extra = set(stored) - set(expected) - ({"lm_head.weight"} if tied else set())
+    missing = set(expected) - set(stored)
     for names, what in ((missing, "missing from"), (extra, "not expected in")):
         if names:
-            some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            raise ValueError(f"{folder}: {len(names)} tensors {what} the weights: {some}")
-    for file in sorted(set(where.values())):
-        with safe_open(file, framework="pt") as f:
-            for name in f.keys():  # noqa: SIM118 (safe_open is not iterable)
-                tensor = f.get_slice(name)
-                if name in expected and tuple(tensor.get_shape()) != expected[name]:
-                    raise ValueError(
-                        f"{file}: {name} is {tuple(tensor.get_shape())}, "
-                        f"config.json makes it {expected[name]}"
-                    )
-                if tensor.get_dtype() not in _DTYPES:
-                    raise ValueError(
-                        f"{file}: {name} is {tensor.get_dtype()}; expected {', '.join(_DTYPES)}"
-                    )
+            raise ValueError(
+                f"{folder}: {len(names)} tensors {what} the weights: {some_names(names)}"
+            )
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise ValueError(
+                f"{stored[name].file}: {name} is {stored[name].shape}, config.json makes it {shape}"
+            )

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from model.hf_format import read_json
+from model.hf_format import read_header, some_names
+from model.json_file import read_json, shown
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -90,7 +91,8 @@ class LoRAConfig:
         rank, alpha = content.get("r"), content.get("lora_alpha")
         dropout = content.get("lora_dropout", 0.0)
         for key, value in (("r", rank), ("lora_alpha", alpha), ("lora_dropout", dropout)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not abs(value) < 1e30:
                 raise ValueError(f"{key}: expected a number, got {value!r}")
         if int(rank) != rank:
             raise ValueError(f"r: expected a whole number, got {rank!r}")
@@ -156,18 +158,26 @@ def attach(model: nn.Module, config: LoRAConfig):
 
     Raises ValueError for a target that no linear layer of the model has.
     """
+    targets = _targets(model, config)
     model.requires_grad_(False)
+    for name, layer in targets.items():
+        _replace(model, name, LoRALinear(layer, config).train(layer.training))
+
+
+def _targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
+    """The linear layers that get an adapter, by name; ValueError if the config does not fit."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     for target in config.lora_targets:
         if not any(name.split(".")[-1] == target for name in layers):
             have = ", ".join(sorted({name.split(".")[-1] for name in layers} - {"lm_head"}))
-            raise ValueError(f"--lora_targets {target}: the model's linear layers are {have}")
+            raise ValueError(
+                f"--lora_targets {shown(target)}: the model's linear layers are {have}"
+            )
     widest = max(max(layer.weight.shape) for layer in layers.values())
     if config.lora_rank > widest:
         raise ValueError(f"--lora_rank {config.lora_rank}: no matrix is wider than {widest}")
-    for name, layer in layers.items():
-        if name.split(".")[-1] in config.lora_targets:
-            _replace(model, name, LoRALinear(layer, config).train(layer.training))
+    chosen = set(config.lora_targets)
+    return {name: layer for name, layer in layers.items() if name.split(".")[-1] in chosen}
 
 
 def detach(model: nn.Module):
@@ -234,40 +244,48 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str) -> LoRA
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
+    content = read_json(path)
     try:
-        config = LoRAConfig.from_peft_dict(read_json(path))
+        config = LoRAConfig.from_peft_dict(content)
     except ValueError as error:
-        message = str(error)
-        raise ValueError(message if str(path) in message else f"{path}: {message}") from None
+        raise ValueError(f"{path}: {shown(error)}") from None
     file = folder / WEIGHTS_FILE
-    try:
-        with safe_open(file, framework="pt") as f:
-            made_for = (f.metadata() or {}).get(_BASE_KEY)
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+    stored = read_header(file)
+    with safe_open(file, framework="pt") as f:
+        made_for = (f.metadata() or {}).get(_BASE_KEY)
     if made_for not in (None, base_sha256):
         raise ValueError(
             f"{folder}: the adapter was trained on other weights than this model's "
-            f"(base {made_for[:12]}, here {base_sha256[:12]})"
+            f"(base {shown(made_for[:12])}, here {base_sha256[:12]})"
         )
     detach(model)
     try:
-        attach(model, config)
-        parameters = _tensors(model)
-        for name in sorted(set(parameters) ^ set(tensors)):
-            where = "missing from" if name in parameters else "not expected in"
-            raise ValueError(f"{name} is {where} the adapter")
-        for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise ValueError(
-                    f"{name} is {tuple(tensors[name].shape)}, "
-                    f"this model needs {tuple(parameter.shape)}"
-                )
+        expected = _expected_shapes(model, config)
+        for names, where in (
+            (expected.keys() - stored.keys(), "missing from"),
+            (stored.keys() - expected.keys(), "not expected in"),
+        ):
+            if names:
+                raise ValueError(f"{some_names(names)}: {where} the adapter")
+        for name, shape in expected.items():
+            if stored[name].shape != shape:
+                raise ValueError(f"{name} is {stored[name].shape}, this model needs {shape}")
     except ValueError as error:
-        detach(model)
         raise ValueError(f"{file}: {error}") from None
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+    attach(model, config)
+    with safe_open(file, framework="pt") as f, torch.no_grad():
+        for name, parameter in _tensors(model).items():
+            parameter.copy_(f.get_tensor(name))
     return config
+
+
+def _expected_shapes(model: nn.Module, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of an adapter for this model, under PEFT's names."""
+    shapes = {}
+    for name, layer in _targets(model, config).items():
+        (out_features, in_features), rank = layer.weight.shape, config.lora_rank
+        shapes[f"{_PREFIX}{name}.lora_A.weight"] = (rank, in_features)
+        shapes[f"{_PREFIX}{name}.lora_B.weight"] = (out_features, rank)
+        if config.use_dora:
+            shapes[f"{_PREFIX}{name}.lora_magnitude_vector"] = (out_features,)
+    return shapes

@@ -77,10 +77,6 @@ def lengths_line(lengths: np.ndarray) -> str:
     )
 
 
-def repeats_line(items: list[bytes]) -> str:
-    return f"{len(items) - len(set(items)):,} the same as one before"
-
-
 def show_conversations(path: str, tokenizer: Tokenizer, args, color: bool, problems: Problems):
     """Print some conversations of a file and yield its figures."""
     conversations = list(read_conversations(path, "skip", problems))
@@ -102,7 +98,7 @@ def show_conversations(path: str, tokenizer: Tokenizer, args, color: bool, probl
         return
     yield f"{len(whole.ids):,} tokens, {whole.masks.mean():.1%} of them trained on"
     yield lengths_line(whole.lengths)
-    yield repeats_line([whole[i][0].tobytes() for i in range(len(whole))])
+    yield str(whole.oddities)
     kept = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     yield (
         f"at --max_seq_len {args.max_seq_len}: {kept.num_cut:,} cut after an answer, "
@@ -143,9 +139,7 @@ def show_pairs(path: str, tokenizer: Tokenizer, args, color: bool, problems: Pro
         f"answers: {chosen_mean:.1f} tokens chosen, {rejected_mean:.1f} rejected on average; "
         f"the chosen one is longer in {longer:.1%}"
     )
-    sides = whole.sequences
-    both = [sides[i][0].tobytes() + sides[i + 1][0].tobytes() for i in range(0, len(sides), 2)]
-    yield repeats_line(both)
+    yield str(whole.oddities)
     kept = EncodedPairs(pairs, tokenizer, args.max_seq_len)
     yield f"at --max_seq_len {args.max_seq_len}: {kept.num_too_long:,} left out"
     if len(kept):

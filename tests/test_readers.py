@@ -76,6 +76,22 @@ def test_blank_lines_are_allowed_and_lines_are_counted(tmp_path):
     assert [(text, record.line) for text, record in read_texts(path)] == [("a", 2), ("b", 5)]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_record_without_end_is_a_bad_one(tmp_path, monkeypatch, name):
+    """A line or cell over the bound is counted and passed over; memory follows the bound."""
+    monkeypatch.setattr("dataset.readers.LONGEST_RECORD", 100)
+    if name == "a.jsonl":
+        lines = [json.dumps({"text": "x" * n}) for n in (87, 88, 5000, 1)]
+    else:
+        lines = ["text", "x" * 100, "x" * 101, "x" * 5000, "x"]
+    problems = Problems()
+    path = write(tmp_path, name, "\n".join(lines).encode())
+    texts = [text for text, _ in read_texts(path, "skip", problems)]
+    assert sorted(map(len, texts)) == [1, 87 if name == "a.jsonl" else 100]
+    line = 2 if name == "a.jsonl" else 3
+    assert problems.count == 2 and problems.first[0].startswith(f"{path}:{line}: expected ")
+
+
 def test_nan_and_repeated_keys_are_read_as_python_reads_them(tmp_path):
     """NaN, Infinity and repeated keys are not mistakes; the last of the keys counts."""
     path = write(tmp_path, "a.jsonl", b'{"x": NaN, "y": -Infinity, "text": "a", "text": "b"}')

@@ -60,7 +60,9 @@ def test_cut_left_out_repeated_and_broken_are_counted(show):
         "--max_seq_len", 100,
     )  # fmt: skip
     assert out.count("✂ cut here") == 1 and out.count("✂ left out") == 1
-    assert "1 cut after an answer, 1 left out" in out and "1 the same as one before" in out
+    assert (
+        "1 cut after an answer, 1 left out" in out and "1 exact duplicates, 0 with control" in out
+    )
     assert "1 bad records" in out and f"{path}:5: expected" in out
     assert out.index(f"── {path}:1 ") < out.index(f"── {path}:2 ") < out.index(f"── {path}:3 ")
 

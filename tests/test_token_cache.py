@@ -15,7 +15,7 @@ from dataset.readers import DataError
 from dataset.token_cache import cached_tokens
 from tests.conftest import ROOT, SENTENCES
 
-TEXTS = [f"{sentence} {i}" for i, sentence in enumerate(SENTENCES * 40)] + ["<|endoftext|>", "x"]
+TEXTS = [f"{sentence} {i}" for i, sentence in enumerate(SENTENCES * 40)] + ["<|endoftext", "x"]
 
 
 def write_jsonl(path, texts):
@@ -120,6 +120,11 @@ def edit_meta(**changes):
     return edit
 
 
+def replace_by_link(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
 DAMAGE = {
     "no tokens": lambda folder: (folder / "tokens.bin").unlink(),
     "cut off": lambda folder: os.truncate(folder / "tokens.bin", 1000),
@@ -138,6 +143,9 @@ DAMAGE = {
     "count of another type": edit_meta(num_tokens="many"),
     "other type": edit_meta(dtype="<f4"),
     "impossible type": edit_meta(dtype="nonsense"),
+    "type of Python objects": edit_meta(dtype="|O"),
+    "endless meta": lambda folder: replace_by_link(folder / "meta.json", "/dev/zero"),
+    "a key twice": lambda folder: (folder / "meta.json").write_text('{"eos_id": 0, "eos_id": 0}'),
     "no checksums": edit_meta(files=None),
 }
 

@@ -54,6 +54,14 @@ def test_the_kind_is_recognised(monkeypatch, capsys, tmp_path, record, kind, sta
     assert (got, f"({kind})" in out) == (status, True)
 
 
+def test_a_file_of_bad_lines_is_reported(monkeypatch, capsys, tmp_path):
+    """Even where no line can be read, each is named."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text("{\n[]\n")
+    status, out = report(monkeypatch, capsys, "--data_path", path)
+    assert status == 1 and "0 good records, 2 bad" in out and f"{path}:2: expected" in out
+
+
 def test_a_missing_file_is_a_mistake(monkeypatch, capsys, tmp_path):
     """No report, one line, exit status 2."""
     status, out = report(monkeypatch, capsys, "--data_path", tmp_path / "none.jsonl")

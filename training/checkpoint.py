@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -16,14 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from model.config import LMConfig
-from model.hf_format import load_config, read_json
+from model.hf_format import DTYPES, load_config, read_header, some_names
+from model.json_file import read_json, shown
 from training.distributed import like
 
 _STEP = re.compile(r"step-(\d{8,})")
+_RESUME_FILES = {"optimizer.safetensors", "trainer_state.json"}
 
 
 def write_checkpoint(
@@ -42,6 +46,8 @@ def write_checkpoint(
     try:
         write_model(temporary)
         save_file(optimizer_state, temporary / "optimizer.safetensors")
+        # JSON knows no NaN: a best loss that is no number is as good as none
+        state = {k: None if _is_no_number(v) else v for k, v in state.items()}
         (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
         files = {f.name: _describe(f) for f in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2) + "\n")
@@ -138,28 +144,91 @@ def clear_run(out_dir: Path):
 def resume(folder: Path, identity: dict, model: nn.Module, optimizer, scaler, args) -> dict:
     """Put optimizer and scaler back as they were and return trainer_state.json.
 
-    The model is loaded apart. identity: what `check_same_run` compares.
+    The model is loaded apart. identity: what `check_same_run` compares. Raises ValueError with the
+    path for a checkpoint that does not fit.
     """
     check_same_run(folder, identity, args.resume_on_changed_data)
     state = load_training_state(folder, model, optimizer)
-    scaler.load_state_dict(state["scaler"])
+    try:
+        scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"--resume: {folder} has no state of a gradient scaler; give the --dtype it was "
+            "trained with, or another --out_dir"
+        ) from None
     return state
 
 
 def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
-    """Put the optimizer's tensors back and return trainer_state.json."""
-    tensors = load_file(folder / "optimizer.safetensors")
+    """Put the optimizer's tensors back and return trainer_state.json.
+
+    Names, shapes and dtypes are compared with the model's before memory is taken, and values that
+    no optimizer computes are refused. Raises ValueError with the path.
+    """
+    state = _read_state(folder / "trainer_state.json")
+    file = folder / "optimizer.safetensors"
+    stored = read_header(file)
     keys = _state_keys(optimizer)
     expected = {f"{name}.{key}" for name, p in trained(model) for key in keys[p]}
-    if set(tensors) != expected:
-        some = sorted(set(tensors) ^ expected)[:3]
-        raise ValueError(f"{folder}: optimizer state does not fit the model: {', '.join(some)}")
+    if set(stored) != expected:
+        names = some_names(set(stored) ^ expected)
+        raise ValueError(f"{file}: optimizer state does not fit the model: {names}")
     for name, parameter in trained(model):
-        # `step` lives where a fresh fused AdamW keeps it: beside the parameter
-        optimizer.state[parameter] = {
-            key: like(tensors[f"{name}.{key}"], parameter) for key in keys[parameter]
-        }
-    return read_json(folder / "trainer_state.json")
+        for key in keys[parameter]:
+            tensor = stored[f"{name}.{key}"]
+            shape = () if key == "step" else tuple(parameter.shape)
+            if tensor.shape != shape or DTYPES[tensor.dtype] != parameter.dtype:
+                raise ValueError(
+                    f"{file}: {name}.{key} is {tensor.shape} {tensor.dtype}, "
+                    f"the model needs {shape} {parameter.dtype}"
+                )
+    with safe_open(file, framework="pt") as f:
+        for name, parameter in trained(model):
+            tensors = {key: f.get_tensor(f"{name}.{key}") for key in keys[parameter]}
+            for key, tensor in tensors.items():
+                never_negative = key in ("step", "exp_avg_sq")
+                if not tensor.isfinite().all() or (never_negative and tensor.min() < 0):
+                    raise ValueError(f"{file}: {name}.{key} holds what no optimizer computes")
+            # `step` lives where a fresh fused AdamW keeps it: beside the parameter
+            optimizer.state[parameter] = {
+                key: like(tensor.clone(), parameter) for key, tensor in tensors.items()
+            }
+    return state
+
+
+_COUNTS = ("step", "tokens", "pairs", "metrics_lines", "best_step", "bad_steps", "bad_in_a_row")
+
+
+def _read_state(path: Path) -> dict:
+    """trainer_state.json; ValueError unless what training counts with is what it should be."""
+    state = read_json(path)
+
+    def require(ok: bool, name: str, expected: str):
+        if not ok:
+            got = shown(repr(state.get(name)), 60)
+            raise ValueError(f"{path}: expected {expected} as {name!r}, got {got}")
+
+    for name in _COUNTS:
+        value = state.get(name, 0)
+        optional = value is None and name == "best_step"
+        require(optional or (type(value) is int and 0 <= value < 2**63), name, "a count")
+    require("step" in state, "step", "a count")
+    require(isinstance(state.get("scaler"), dict), "scaler", "an object")
+    require(isinstance(state.get("eval_due", False), bool), "eval_due", "true or false")
+    require(_is_loss(state.get("best_val_loss", 0)), "best_val_loss", "a number or null")
+    usual = state.get("usual_loss", [0, 0, 0])
+    fits = isinstance(usual, list) and len(usual) == 3 and all(map(_is_loss, usual))
+    require(fits and None not in usual, "usual_loss", "three numbers")
+    return state
+
+
+def _is_loss(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and abs(value) < 1e300)
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def step_folders(out_dir: str | Path) -> list[Path]:
@@ -183,14 +252,20 @@ def newest_checkpoint(out_dir: str | Path) -> Path | None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None if sizes and SHA-256 are as recorded."""
     try:
-        files = read_json(folder / "manifest.json")["files"]
+        files = read_json(folder / "manifest.json").get("files")
+        if not isinstance(files, dict) or not files.keys() >= _RESUME_FILES:
+            return f"manifest.json does not name {', '.join(sorted(_RESUME_FILES))}"
         for name, recorded in files.items():
             if name != Path(name).name:
-                return f"manifest.json names a file outside the folder: {name!r}"
-            if _describe(folder / name) != recorded:
-                return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return str(error)
+                return f"manifest.json names a file outside the folder: {shown(name)!r}"
+            file = folder / name
+            # the size first: what was cut off, or is a pipe or a device, need not be read
+            if not file.is_file() or not isinstance(recorded, dict):
+                return f"{shown(name)} is missing"
+            if file.stat().st_size != recorded.get("size") or _describe(file) != recorded:
+                return f"{shown(name)} is not what was written"
+    except (OSError, ValueError) as error:
+        return shown(error)
     return None
 
 
