@@ -251,7 +251,7 @@ def test_an_adapters_tensors_are_numbers(adapter):
 def run(tmp_path):
     """(model, optimizer, folder of their checkpoint)."""
     model = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer("adamw", model, 0.1, 0.0)
+    optimizer = build_optimizer("adamw", model, 0.1, 0.0, torch.float32)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     state = {"step": 1, "tokens": 7, "metrics_lines": 1, "eval_due": False, "scaler": {}}
