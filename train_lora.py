@@ -37,8 +37,9 @@ from training.loss_watch import LossWatch
 from training.losses import masked_cross_entropy
 from training.lr_schedule import learning_rate
 from training.memory import fit_memory
-from training.optimizers import build_optimizer
+from training.optimizers import build_optimizer, skip_unless_finite
 from training.run_log import RunLog
+from training.speed import flops_per_token
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
@@ -180,7 +181,8 @@ def main():
         lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
         tokenizer.save(folder, chat_template=True)
 
-    log = RunLog(args.out_dir, total_steps, state, ranks.is_main, args)
+    flops = flops_per_token(model, args.max_seq_len) * sampler.rows_per_update * args.max_seq_len
+    log = RunLog(args.out_dir, total_steps, state, ranks.is_main, args, flops, ranks, dtype)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(
         f"{trained / 1e6:.2f}M of {model.num_parameters() / 1e6:.1f}M parameters, "
@@ -224,7 +226,7 @@ def main():
     for epoch in range(step // sampler.updates_per_epoch, epochs):
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
         update_metrics = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
-        for micro_step, batch in enumerate(loader, start=1):
+        for micro_step, batch in enumerate(log.waiting(loader), start=1):
             if step >= total_steps:
                 break
             X, Y, loss_mask, document_ids = (t.to(device, non_blocking=True) for t in batch)
@@ -265,33 +267,35 @@ def main():
             # that is not finite, on whatever rank, skips the update on all of them
             scaler.unscale_(optimizer)
             max_norm = args.grad_clip or float("inf")
-            grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)).item()
-            means = (sum_over_ranks(update_metrics) / ranks.world_size).tolist()
-            finite = watch.is_finite(step, means[0], grad_norm, scaler.is_enabled())
-            if finite:
-                scaler.step(optimizer)
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+            means = sum_over_ranks(update_metrics) / ranks.world_size
+            skip_unless_finite(optimizer, scaler, means[0], grad_norm)
+            scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
+            watch.note(step, means[0], grad_norm, scaler.is_enabled())
             step += 1
             state["tokens"] += update_tokens
             log.step(update_tokens)
 
             # (18) print, log to wandb, measure the held-out loss
-            if finite and (step % args.log_interval == 0 or step == total_steps):
-                values = {"loss": means[0], "lr": lr, "grad_norm": grad_norm}
+            if (step % args.log_interval == 0 or step == total_steps) and watch.settle():
+                values = {"loss": means[0].item(), "lr": lr, "grad_norm": grad_norm.item()}
                 if config.use_moe:
-                    values["aux_loss"] = means[1]
+                    values["aux_loss"] = means[1].item()
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
                 log.metrics(step, speed="tokens", epoch=epoch, tokens=state["tokens"], **values)
             update_metrics.zero_()
             if val_dataset and (step % args.eval_interval == 0 or step == total_steps):
+                watch.settle()
                 state |= {"step": step, "eval_due": True}
                 evaluate()
 
             # (19) save; a signal to stop reaches all ranks at the same update
             stopping = stop.agree()
             if step % args.save_interval == 0 or step == total_steps or stopping:
+                watch.settle()
                 state |= identity | {"step": step, "metrics_lines": log.lines}
                 state["scaler"] = scaler.state_dict()
                 writer.save(model, optimizer, state, write_model)

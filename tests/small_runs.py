@@ -13,6 +13,7 @@ from dataset.tokenizer import load_tokenizer
 from model.config import LMConfig
 from model.hf_format import save_model
 from model.model import MiniMindLM
+from training.run_log import SPEEDS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS = 12
@@ -100,4 +101,4 @@ def result(out_dir: Path) -> dict:
 def metrics(out_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl without the speeds."""
     lines = map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]

@@ -21,6 +21,7 @@ from model.model import MiniMindLM
 from tests.oracle_models import open_there
 from tests.processes import in_two_processes
 from training import cli
+from training.run_log import SPEEDS
 
 SCRIPTS = {"full_sft": train_full_sft, "lora": train_lora, "dpo": train_dpo}
 COMMON = [
@@ -76,9 +77,7 @@ def train(monkeypatch, script, out_dir, *flags):
 
 def metrics(out_dir):
     lines = (out_dir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.endswith("_per_s")} for line in lines
-    ]
+    return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
 
 
 def gradients(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -64,7 +64,7 @@ def test_not_even_one_row(tmp_path, flags):
 
 def test_the_peak_is_that_of_the_allocation():
     """A tensor of 200 MB shows as 200 MB, also when it was freed again."""
-    before = memory._status("VmRSS")
+    before = memory.resident_bytes()
     grown = memory.peak_bytes(lambda: torch.ones(50_000_000).sum()) - before
     if before == 0:
         pytest.skip("this system does not tell")
@@ -84,7 +84,7 @@ def test_the_projection_is_near_the_truth():
         masked_cross_entropy(logits, ids, torch.ones(rows, 128)).backward()
         model.zero_grad()
 
-    before = memory._status("VmRSS")
+    before = memory.resident_bytes()
     two, four, real = (
         memory.peak_bytes(lambda rows=rows: one_pass(rows)) - before for rows in (2, 4, 16)
     )

@@ -12,6 +12,7 @@ import train_pretrain
 from dataset.demo import write_demo
 from tests.processes import in_two_processes
 from training import cli
+from training.run_log import SPEEDS
 
 TINY = [
     "--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2",
@@ -38,7 +39,7 @@ def train(monkeypatch, out_dir, *flags):
     train_pretrain.main()
 
 
-def metrics(out_dir, drop=("tokens_per_s",)):
+def metrics(out_dir, drop=SPEEDS):
     lines = (out_dir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(x).items() if k not in drop} for x in lines]
 

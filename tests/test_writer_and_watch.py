@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.config import LMConfig
+from model.model import MiniMindLM
 from training import checkpoint, cli
 from training.loss_watch import LossWatch
-from training.optimizers import build_optimizer
+from training.optimizers import build_optimizer, skip_unless_finite
 from training.run_log import RunLog, read_metrics
 from training.writer import CheckpointWriter
 
@@ -122,6 +124,11 @@ class Told:
         return f"row {row}"
 
 
+def judge(watch, step: int, loss: float, grad_norm: float = 1.0, scaled: bool = False) -> bool:
+    watch.note(step, torch.tensor(loss), torch.tensor(grad_norm), scaled)
+    return watch.settle()
+
+
 def test_a_spike_is_told_once_with_its_rows():
     """A loss far above what was usual is an event; noise and a steep start are not."""
     told, state = Told(), {}
@@ -129,8 +136,7 @@ def test_a_spike_is_told_once_with_its_rows():
     noise = torch.Generator().manual_seed(0)
     for step in range(150):
         falling = 9 * 0.9**step + 3 + 0.05 * torch.randn((), generator=noise).item()
-        loss = 5.0 if step == 140 else falling
-        assert watch.is_finite(step, loss, 1.0, scaled=False)
+        assert judge(watch, step, 5.0 if step == 140 else falling)
     assert told.events == [(141, "spike", ["row 40"])]
 
 
@@ -139,13 +145,52 @@ def test_bad_numbers_never_enter_the_running_mean():
     told, state = Told(), {}
     watch = LossWatch(2, state, told, told, told)
     for step in range(60):
-        watch.is_finite(step, 3.0, 1.0, scaled=False)
+        judge(watch, step, 3.0)
     usual = list(state["usual_loss"])
-    assert not watch.is_finite(60, float("nan"), 1.0, scaled=False)
-    assert not watch.is_finite(61, 3.0, float("inf"), scaled=False)
+    assert not judge(watch, 60, float("nan"))
+    assert not judge(watch, 61, 3.0, float("inf"))
     assert state["usual_loss"] == usual and state["bad_steps"] == 2
-    assert watch.is_finite(62, 3.0, float("inf"), scaled=True), "the scaler's own business"
+    assert judge(watch, 62, 3.0, float("inf"), scaled=True), "the scaler's own business"
     assert state["bad_in_a_row"] == 0
+
+
+def test_an_update_is_judged_when_the_next_is_on_its_way():
+    """note() reads the update before; settle() reads the last one, once."""
+    told, state = Told(), {}
+    watch = LossWatch(2, state, told, told, told)
+    watch.note(0, torch.tensor(float("nan")), torch.tensor(1.0), False)
+    assert state["bad_steps"] == 0
+    watch.note(1, torch.tensor(3.0), torch.tensor(1.0), False)
+    assert state["bad_steps"] == 1 and told.events == [(1, "skipped", ["row 0"])]
+    assert watch.settle() and watch.settle() and state["usual_loss"][2] == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_bad_update_changes_no_bit(name, bad):
+    """Weights, moments and step counts stay; the next good update is made."""
+    torch.manual_seed(0)
+    model = MiniMindLM(LMConfig.preset("demo", num_hidden_layers=1))
+    optimizer = build_optimizer(name, model, 1e-2, 0.1, torch.float32)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def update(loss: float, gradient: float) -> list:
+        for p in model.parameters():
+            p.grad = torch.randn_like(p) * gradient
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        skip_unless_finite(optimizer, scaler, torch.tensor(loss), norm)
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+        states = [optimizer.state[p] for p in model.parameters()]
+        tensors = [*model.parameters(), *(t for state in states for t in state.values())]
+        return [t.detach().clone() for t in tensors]
+
+    update(3.0, 1.0)
+    before = update(3.0, 1.0)
+    nan = float("nan")
+    after = update(nan, 1.0) if bad == "loss" else update(3.0, nan)
+    assert all(map(torch.equal, before, after))
+    assert not any(map(torch.equal, after, update(3.0, 1.0)))
 
 
 def test_out_of_memory_says_what_to_change(capsys):

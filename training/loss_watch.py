@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 # of the running mean and variance of the loss (exponential, over about 20 updates)
 DECAY = 0.95
 FIRST_UPDATES = 50  # before these nothing is usual yet
@@ -13,6 +16,9 @@ SPIKE_NATS = 0.3  # and this much, is a spike
 
 class LossWatch:
     """Judges every update by its loss and its gradient's norm, the same numbers on all ranks.
+
+    The optimizer has skipped a bad one by itself (optimizers.skip_unless_finite). The numbers are
+    read when the next update has been handed to the device, so that no GPU waits for Python.
 
     max_bad_steps  updates in a row that may be skipped; one more raises ValueError
     state          the run's state, saved with every checkpoint; holds what is remembered here
@@ -27,13 +33,38 @@ class LossWatch:
         state.setdefault("bad_steps", 0)  # in all
         state.setdefault("bad_in_a_row", 0)
         state.setdefault("usual_loss", [0.0, 0.0, 0])  # mean, variance, updates
+        self._pending = None  # an update that has not been judged, its numbers on their way
+        self._was_good = True
 
-    def is_finite(self, step: int, loss: float, grad_norm: float, scaled: bool) -> bool:
-        """Whether the update may be made. `step` counts updates from 0.
+    def note(self, step: int, loss: Tensor, grad_norm: Tensor, scaled: bool):
+        """Judge the update before, and remember this one. `step` counts updates from 0.
 
-        scaled: a GradScaler skips overflowing gradients itself and that is nothing unusual; then
-        the loss alone decides. Raises ValueError after too many bad updates in a row.
+        loss, grad_norm  scalars on the device
+        scaled           a GradScaler skips overflowing gradients itself and that is nothing
+                         unusual; then the loss alone decides
+
+        Raises ValueError after too many bad updates in a row.
         """
+        self.settle()
+        numbers, arrived = torch.stack((loss.float(), grad_norm.float())), None
+        if numbers.device.type == "cuda":
+            on_host = torch.empty(2, pin_memory=True)
+            numbers = on_host.copy_(numbers, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._pending = step, numbers, arrived, scaled
+
+    def settle(self) -> bool:
+        """Judge what has not been judged; whether the last update was a good one."""
+        if self._pending is not None:
+            step, numbers, arrived, scaled = self._pending
+            self._pending = None
+            if arrived is not None:
+                arrived.synchronize()
+            self._was_good = self._judge(step, *numbers.tolist(), scaled)
+        return self._was_good
+
+    def _judge(self, step: int, loss: float, grad_norm: float, scaled: bool) -> bool:
         state = self.state
         if math.isfinite(loss) and (scaled or math.isfinite(grad_norm)):
             state["bad_in_a_row"] = 0

@@ -113,7 +113,7 @@ def _projection(model, args, autocast, packed: bool):
     def peak(rows: int) -> int:
         return peak_bytes(lambda: _one_pass(model, rows, args, "cpu", autocast, packed))
 
-    before, first = _status("VmRSS"), peak(1)
+    before, first = resident_bytes(), peak(1)
     # two moments for the optimizer, and weights and moments once more while a save is under way
     kept = 5 * _trained_bytes(model)
     free = free_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -137,6 +137,11 @@ def peak_bytes(function) -> int:
         known = True
     function()
     return _status("VmHWM") if known else 0
+
+
+def resident_bytes() -> int:
+    """The memory this process has now; 0 where the system does not say (Linux does)."""
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:

@@ -49,6 +49,21 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in outside)
 
 
+def skip_unless_finite(optimizer: torch.optim.AdamW, scaler, loss: Tensor, grad_norm: Tensor):
+    """Let the optimizer's next step change nothing if the loss or the gradient is not finite.
+
+    loss, grad_norm: scalars, the same on every rank. Nothing is read back from the device: the
+    kernels look at a flag, the one that a GradScaler sets for float16 (which decides by itself).
+    """
+    if scaler.is_enabled():
+        return
+    is_bad = ~(loss.isfinite() & grad_norm.isfinite())
+    if optimizer.defaults["fused"]:
+        optimizer.grad_scale, optimizer.found_inf = None, is_bad.float()
+    elif is_bad:
+        optimizer.zero_grad(set_to_none=True)  # without gradients a step does nothing
+
+
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for the groups marked "muon", AdamW for the others.
 
@@ -88,6 +103,7 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def _muon_step(self, group: dict):
+        found_inf = getattr(self, "found_inf", None)  # 1: change nothing (see skip_unless_finite)
         same_shape = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -98,6 +114,9 @@ class Muon(torch.optim.AdamW):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             momenta = [self.state[p]["momentum_buffer"] for p in parameters]
             gradients = [p.grad for p in parameters]
+            if found_inf is not None:  # its momentum again in place of such a gradient: M stays M
+                is_bad = found_inf > 0
+                gradients = [torch.where(is_bad, m, g) for m, g in zip(momenta, gradients)]
             torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
             rows, columns = shape[-2:]
@@ -105,8 +124,12 @@ class Muon(torch.optim.AdamW):
             updates = self._in_parts(stack).view(len(parameters), *shape)
             updates = [like(update, p) for update, p in zip(updates, parameters)]
             size = 0.2 * math.sqrt(max(rows, columns))
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"] * size)
+            decay, rate = 1 - group["lr"] * group["weight_decay"], -group["lr"] * size
+            if found_inf is not None:
+                decay = torch.where(is_bad, 1.0, decay)
+                torch._foreach_mul_(updates, torch.where(is_bad, 0.0, 1.0))
+            torch._foreach_mul_(parameters, decay)
+            torch._foreach_add_(parameters, updates, alpha=rate)
 
     def _in_parts(self, stack: Tensor) -> Tensor:
         """orthogonalize(stack [N, rows, columns]), every rank computing N / ranks of them."""

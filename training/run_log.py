@@ -6,9 +6,17 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
+
+from training.memory import resident_bytes
+from training.speed import matmul_rate
+
+# what depends on the machine and not on what is learned
+SPEEDS = ("tokens_per_s", "pairs_per_s", "mfu", "memory_gb", "data_wait", "minutes_left")
 
 
 class RunLog:
@@ -17,13 +25,25 @@ class RunLog:
     metrics.jsonl gets one JSON object per call of `metrics` or `event`. On a resume the lines that
     were written after the checkpoint are dropped first (state["metrics_lines"] are kept), so that
     the file reads as if nothing had been interrupted.
+
+    update_flops  operations of one update, over all ranks; the speed line then has the share of the
+                  devices' rate that they are (MFU), measured here with a matrix product in `dtype`
     """
 
-    def __init__(self, out_dir: Path, total_steps: int, state: dict, is_main: bool, args=None):
+    def __init__(
+        self, out_dir: Path, total_steps: int, state: dict, is_main: bool, args=None,
+        update_flops: float = 0.0, ranks=None, dtype=torch.float32,
+    ):  # fmt: skip
         self.is_main = is_main
         self.lines = state["metrics_lines"]
+        self.tokens, self.steps, self.waited = 0, 0, 0.0
         if not is_main:
             return
+        self.device = torch.device("cpu") if ranks is None else ranks.device
+        self.flops = 0.0  # of an update, in seconds at the full rate of all devices
+        if update_flops:
+            rate = matmul_rate(self.device, dtype) * ranks.world_size
+            self.flops = update_flops / rate
         self.path = Path(out_dir) / "metrics.jsonl"
         self._keep_lines(self.lines)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
@@ -34,31 +54,68 @@ class RunLog:
             )
         self.wandb = _start_wandb(out_dir, args) if args and args.use_wandb else None
         self.total_steps = total_steps
-        self.clock, self.tokens = time.perf_counter(), 0
+        self.pause_clock()
+
+    def waiting(self, loader: Iterable) -> Iterator:
+        """The loader's batches; the time that training waits for them is counted."""
+        batches = iter(loader)
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.waited += time.perf_counter() - begin
+            yield batch
 
     def step(self, tokens: int):
         """Count one finished update of `tokens` targets."""
         if self.is_main:
             self.tokens += tokens
+            self.steps += 1
             if self.bar is not None:
                 self.bar.update()
 
     def metrics(self, step: int, speed: str | None = None, **values):
-        """Record numbers of `step`; print them as one line; speed="tokens" adds tokens_per_s."""
+        """Record numbers of `step` and print them as one line.
+
+        speed="tokens" (or "pairs"): add tokens_per_s; mfu, the share of the devices' arithmetic
+        rate; memory_gb (10⁹ bytes: the peak on a GPU, the process's present size else); data_wait,
+        the share of the time spent waiting for batches; minutes_left. All since the last such line.
+        """
         if not self.is_main:
             return
-        shown = dict(values)
-        if speed:
-            now = time.perf_counter()
-            shown[f"{speed}_per_s"] = self.tokens / (now - self.clock)
-            self.clock, self.tokens = now, 0
-        self._write({"step": step} | shown)
+        speeds = self._speeds(step, speed) if speed else {}
+        self._write({"step": step} | values | speeds)
         if self.wandb:
-            self.wandb.log(shown, step=step)
-        parts = [f"{name} {_short(value)}" for name, value in shown.items()]
+            self.wandb.log(values | speeds, step=step)
+        parts = [f"{name} {_short(value)}" for name, value in values.items()]
+        if speed:
+            parts.append(f"{speeds[f'{speed}_per_s']:,.0f} {speed}/s")
+            if self.flops:
+                parts.append(f"MFU {speeds['mfu']:.0%}")
+            parts += [
+                f"{speeds['memory_gb']:.1f} GB",
+                f"data wait {speeds['data_wait']:.0%}",
+                f"{speeds['minutes_left']:.1f} min left",
+            ]
         self.say(
             f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}  " + "  ".join(parts)
         )
+
+    def _speeds(self, step: int, unit: str) -> dict:
+        seconds = time.perf_counter() - self.clock
+        memory = resident_bytes()
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        speeds = {
+            f"{unit}_per_s": self.tokens / seconds,
+            "mfu": self.flops * self.steps / seconds,
+            "memory_gb": memory / 1e9,
+            "data_wait": self.waited / seconds,
+            "minutes_left": (self.total_steps - step) * seconds / max(self.steps, 1) / 60,
+        }
+        self.pause_clock()
+        return speeds
 
     def event(self, step: int, event: str, **values):
         """Record something unusual that happened in `step`, in metrics.jsonl alone."""
@@ -72,8 +129,7 @@ class RunLog:
 
     def pause_clock(self):
         """Leave the time since the last log line out of the speed (evaluating, saving)."""
-        if self.is_main:
-            self.clock, self.tokens = time.perf_counter(), 0
+        self.clock, self.tokens, self.steps, self.waited = time.perf_counter(), 0, 0, 0.0
 
     def say(self, text: str):
         """Print on the main rank, above the progress bar."""
