@@ -3,6 +3,7 @@
     python eval_model.py --model out/pretrain --prompt "Once upon a time"    # one answer
     python eval_model.py --model out/full_sft                                # chat
     python eval_model.py --model out/full_sft --lora out/lora                # with an adapter
+    python eval_model.py --model out/full_sft --quantize int8                # weights in 8 bits
     python eval_model.py --model out/pretrain --eval_data held_out.jsonl     # nats, perplexity, bpb
 
 --model is a run's folder (its newest complete checkpoint is taken), one checkpoint, or any dense
@@ -22,7 +23,8 @@ from dataset.pretrain import PretrainDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import lora
-from model.generation import generate
+from model.decoding_layers import for_decoding
+from model.generation import PromptCache, generate
 from model.hf_format import load_model, read_json, weights_sha256
 from model.model import MiniMindLM
 from training import cli
@@ -57,8 +59,12 @@ def parse_args():
     add("--yarn_factor", type=cli.in_range(1, 1024), default=None, help="stretch the context")
     add("--seed", type=cli.at_least(0), default=None, help="makes the draws repeatable")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    text = "precision of the weights (auto: bfloat16 on a GPU, else float32)"
+    text = "precision of the weights (auto: bfloat16 on a GPU or with int8, else float32)"
     add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=text)
+    text = "int8: weights of the linear layers in 8 bits"
+    add("--quantize", choices=["none", "int8"], default="none", help=text)
+    text = "compile the step of one token: up to a minute at the start, faster afterwards"
+    add("--compile", **cli.BOOL, default=False, help=text)
     add("--batch_size", type=cli.at_least(1), default=16, help="rows at a time, for --eval_data")
     text = "tokens per row, for --eval_data"
     add("--max_seq_len", type=cli.at_least(1), default=256, help=text)
@@ -66,11 +72,16 @@ def parse_args():
     return parser.parse_args()
 
 
-def answer(model: MiniMindLM, tokenizer: Tokenizer, ids: list[int], stop_ids, args) -> str:
-    """Print the model's answer to `ids` while it is made, and return it."""
+def answer(
+    model: MiniMindLM, tokenizer: Tokenizer, ids: list[int], stop_ids, args, known=None
+) -> str:
+    """Print the model's answer to `ids` while it is made, and return it.
+
+    known: a PromptCache with the conversation so far.
+    """
     decoder, text = tokenizer.stream_decoder(), ""
     tokens = generate(
-        model, ids, args.max_new_tokens, stop_ids, args.seed,
+        model, ids, args.max_new_tokens, stop_ids, args.seed, known, args.compile,
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
         repetition_penalty=args.repetition_penalty,
     )  # fmt: skip
@@ -113,6 +124,7 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], adapters: 
         print(f"Adapters: {', '.join(adapters)} (on: {next(iter(adapters))}).")
     opening = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(opening)
+    fast, known = for_decoding(model, args.quantize == "int8"), PromptCache()
     while True:
         try:
             line = input("> ").strip()
@@ -133,6 +145,7 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], adapters: 
             continue
         if command == "/lora" and rest in ("off", *adapters):
             switch_adapter(model, adapters.get(rest), args)
+            fast, known = for_decoding(model, args.quantize == "int8"), PromptCache()
             print(f"(adapter: {rest})")
             continue
         if command == "/lora":
@@ -152,9 +165,8 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], adapters: 
                 ids = chat_ids(model, tokenizer, messages, args)
             else:
                 ids = [tokenizer.eos_id, *tokenizer.encode_text(messages[-1]["content"])]
-            messages.append(
-                {"role": "assistant", "content": answer(model, tokenizer, ids, stop_ids, args)}
-            )
+            text = answer(fast, tokenizer, ids, stop_ids, args, known)
+            messages.append({"role": "assistant", "content": text})
         except KeyboardInterrupt:  # Ctrl-C ends the answer, not the chat
             print("\n(stopped)")
             messages.pop()
@@ -185,7 +197,8 @@ def main():
     tokenizer = load_tokenizer((*tokenizer_folders, folder)[0])
     ranks = init_distributed(args.device)
     if args.dtype == "auto":
-        args.dtype = "bfloat16" if ranks.device.type == "cuda" else "float32"
+        half = ranks.device.type == "cuda" or args.quantize == "int8"
+        args.dtype = "bfloat16" if half else "float32"
     model = load_model(folder, ranks.device, getattr(torch, args.dtype))
     if args.yarn_factor is not None:
         original = model.config.max_position_embeddings
@@ -204,6 +217,8 @@ def main():
         switch_adapter(model, next(iter(adapters.values())), args)
 
     if args.eval_data is not None:
+        if args.quantize == "int8":
+            model = for_decoding(model, int8=True)
         return measure(model, tokenizer, ranks, args)
 
     stop_ids = {tokenizer.eos_id}
@@ -223,6 +238,7 @@ def main():
         if args.system:
             messages.insert(0, {"role": "system", "content": args.system})
         ids = chat_ids(model, tokenizer, messages, args)
+    model = for_decoding(model, args.quantize == "int8")
     answer(model, tokenizer, ids, stop_ids, args)
 
 

@@ -6,6 +6,7 @@ Shapes in this file:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,18 +15,66 @@ from torch import Tensor
 from model.config import LMConfig
 from model.model import MiniMindLM
 
+NUCLEUS_PREFIX = 128  # tokens looked at before all are sorted, for top_p
+
 
 class KVCache:
-    """Keys and values of the tokens seen so far, in memory taken once: 2 × [L, B, K, max, D]."""
+    """Keys and values of the tokens seen so far: for every layer two [B, K, max, D].
+
+    A token's slot is its position in its row. Rows of different lengths are aligned at slot 0:
+    `set_lengths` says how many tokens each holds, what lies behind them is hidden by a mask and
+    overwritten by the tokens that come.
+    """
 
     def __init__(self, config: LMConfig, batch_size: int, max_tokens: int, device, dtype):
-        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_tokens)
-        self.keys = torch.empty(*shape, config.head_dim, device=device, dtype=dtype)
-        self.values = torch.empty_like(self.keys)
-        self.length = 0  # tokens held; the model advances it after its last layer
+        shape = (batch_size, config.num_key_value_heads, max_tokens, config.head_dim)
+        kind = {"device": device, "dtype": dtype}
+        layers = range(config.num_hidden_layers)
+        # zeros: a hidden slot's weight is 0, but 0 times what memory happens to hold may be NaN
+        self.keys = [torch.zeros(shape, **kind) for _ in layers]
+        self.values = [torch.zeros(shape, **kind) for _ in layers]
+        self.length = 0  # slots in use: the tokens of the longest row
+        self.lengths = None  # int64 [B], tokens of each row; None: all rows hold `length`
+        self.slots = None  # int64 [S] = 0, 1, ...: the slots looked at; beside `lengths` only
+
+    def set_lengths(self, lengths: Tensor):
+        """From now on rows hold these numbers of tokens, int64 [B], and grow one by one."""
+        self.lengths = lengths.clone()
+        self.length = int(lengths.max())
+        self.slots = torch.arange(self.length + 1, device=lengths.device)
+
+    def positions_and_mask(self, T: int) -> tuple[Tensor, Tensor | None]:
+        """For T new tokens per row: positions [B|1, T]; mask [B|1, 1, T, S] or None, as attention
+        takes it (True = may look; None = causal, or one token that looks at all slots)."""
+        if self.lengths is not None:
+            assert T == 1, "rows of different lengths grow by one token at a time"
+            return self.lengths[:, None], (self.slots <= self.lengths[:, None])[:, None, None]
+        device, end = self.keys[0].device, self.length + T
+        positions = torch.arange(self.length, end, device=device)[None]
+        if self.length == 0 or T == 1:
+            return positions, None
+        mask = torch.ones(T, end, dtype=torch.bool, device=device).tril(self.length)
+        return positions, mask[None, None]
 
     def layer(self, i: int) -> LayerCache:
         return LayerCache(self, i)
+
+    def advance(self, T: int):
+        """T new tokens per row are in, in every layer: the model says so after its last one."""
+        if self.lengths is None:
+            self.length += T
+
+    def next_slot(self):
+        """Beside `lengths`: make room for one more token in every row."""
+        self.length += 1
+        self.lengths += 1
+        self.slots = torch.arange(self.length + 1, device=self.slots.device)
+
+    def keep_rows(self, rows: Tensor):
+        """The others leave the batch. rows: int64, increasing."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.lengths = self.lengths[rows]
 
 
 class LayerCache:
@@ -36,10 +85,17 @@ class LayerCache:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new k, v [B, K, T, D]; return all keys and values so far [B, K, S, D]."""
-        end = self.cache.length + k.shape[2]
-        keys, values = self.cache.keys[self.i], self.cache.values[self.i]
-        keys[:, :, self.cache.length : end] = k
-        values[:, :, self.cache.length : end] = v
+        cache = self.cache
+        keys, values = cache.keys[self.i], cache.values[self.i]
+        if cache.lengths is not None:
+            rows = torch.arange(len(k), device=k.device)
+            keys[rows, :, cache.lengths] = k[:, :, 0]
+            values[rows, :, cache.lengths] = v[:, :, 0]
+            end = len(cache.slots)
+        else:
+            end = cache.length + k.shape[2]
+            keys[:, :, cache.length : end] = k
+            values[:, :, cache.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
 
@@ -73,13 +129,26 @@ def filter_logits(
     if 0 < top_k < logits.shape[-1]:
         smallest_kept = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    if top_p < 1:
-        ordered, index = logits.sort(descending=True)
-        probs = ordered.softmax(-1)
+    return keep_nucleus(logits, top_p) if top_p < 1 else logits
+
+
+def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Logits float32 [B, V], -inf outside the smallest set whose probability reaches top_p.
+
+    The set nearly always lies within the few most probable tokens, so these are looked at first;
+    only where they do not reach top_p are all tokens sorted.
+    """
+    log_sum = logits.logsumexp(-1, keepdim=True)
+    V = logits.shape[-1]
+    for k in (min(NUCLEUS_PREFIX, V), V):
+        ordered, index = logits.topk(k)  # [B, k], descending
+        probs = (ordered - log_sum).exp()
         dropped = probs.cumsum(-1) - probs >= top_p  # what stands before already reaches p
-        dropped[:, 0] = False
-        logits = logits.scatter(1, index, ordered.masked_fill(dropped, -torch.inf))
-    return logits
+        if k == V or bool(dropped[:, -1].all()):
+            break
+    dropped[:, 0] = False
+    kept = ordered.masked_fill(dropped, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter(1, index, kept)
 
 
 def sample(
@@ -99,6 +168,60 @@ def sample(
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
+class PromptCache:
+    """Keeps keys and values between calls of `generate`, as a chat's turns need them.
+
+    The next prompt computes only what differs: everything from its first token that is not where
+    the last call had it. One model's alone; make a new one when weights or adapters change.
+    """
+
+    def __init__(self):
+        self.ids: list[int] = []  # the tokens that `cache` holds
+        self.cache: KVCache | None = None
+
+    def copy_into(self, cache: KVCache, prompt: list[int]):
+        """Fill an empty cache with what is known of the prompt, its last token left out."""
+        same = 0
+        while same < min(len(self.ids), len(prompt) - 1) and self.ids[same] == prompt[same]:
+            same += 1
+        if same == 0:
+            return
+        old = self.cache
+        for new, known in zip((*cache.keys, *cache.values), (*old.keys, *old.values)):
+            new[:, :, :same] = known[:, :, :same]
+        cache.length = same
+
+
+def next_logits(model: MiniMindLM, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Logits [B, V] after new tokens [B, T], which the cache then holds too."""
+    return model(tokens, cache=cache, last_only=True)[0][:, -1]
+
+
+@functools.cache
+def compiled_next_logits(device_type: str) -> Callable[[MiniMindLM, Tensor, KVCache], Tensor]:
+    """`next_logits` for one new token per row and a cache with `lengths`, compiled.
+
+    A CUDA graph on a GPU, where all shapes are fixed; on a CPU the number of slots stays open.
+    """
+    if device_type == "cuda":
+        return torch.compile(next_logits, mode="reduce-overhead", dynamic=False)
+    return torch.compile(next_logits)
+
+
+def fix_shapes(cache: KVCache, lengths: Tensor):
+    """Turn the cache into one that `compiled_next_logits` can take again and again."""
+    cache.set_lengths(lengths)
+    buffers = (*cache.keys, *cache.values)
+    if lengths.device.type == "cuda":
+        cache.slots = torch.arange(buffers[0].shape[2], device=lengths.device)
+        for tensor in (*buffers, cache.lengths, cache.slots):
+            torch._dynamo.mark_static_address(tensor)
+        return
+    torch._dynamo.mark_dynamic(cache.slots, 0)
+    for tensor in buffers:
+        torch._dynamo.mark_dynamic(tensor, 2)
+
+
 @torch.inference_mode()
 def generate(
     model: MiniMindLM,
@@ -106,14 +229,52 @@ def generate(
     max_new_tokens: int,
     stop_ids: set[int],
     seed: int | None = None,
+    prompt_cache: PromptCache | None = None,
+    compiled: bool = False,
     **sampling,
 ) -> Iterator[int]:
     """Yield the token ids that follow `prompt`, one by one, until a stop id (which is yielded too).
 
+    prompt_cache: from the call before; what the prompts have in common is not computed again.
+    compiled: run the steps after the prompt as one compiled function. The first two take as long as
+    compiling does; meant for many calls, on a model from `decoding_layers.for_decoding`.
     sampling: temperature, top_k, top_p, repetition_penalty as in `sample`. seed: makes the draw
     repeatable. Ends early when the model's max_position_embeddings are used up. Raises ValueError
     for an empty prompt or one that leaves no room.
     """
+    room = room_after(model, prompt)
+    max_new_tokens = min(max_new_tokens, room)
+    device, dtype = _device_and_dtype(model)
+    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    total = len(prompt) + max_new_tokens
+    slots = total if not compiled else -(-total // 256) * 256  # few sizes, so few CUDA graphs
+    cache = KVCache(model.config, 1, slots, device, dtype)
+    if prompt_cache is not None:
+        prompt_cache.copy_into(cache, prompt)
+    tokens = torch.empty(1, total, dtype=torch.int64, device=device)
+    tokens[0, : len(prompt)] = torch.tensor(prompt)
+    try:
+        for end in range(len(prompt), total):
+            if end == len(prompt) or not compiled:
+                logits = next_logits(model, tokens[:, cache.length : end], cache)
+            else:
+                if cache.lengths is None:
+                    fix_shapes(cache, torch.tensor([cache.length], device=device))
+                logits = compiled_next_logits(device.type)(model, tokens[:, end - 1 : end], cache)
+                cache.next_slot()
+            tokens[:, end] = sample(logits, tokens[:, :end], generator=generator, **sampling)
+            token = int(tokens[0, end])
+            yield token
+            if token in stop_ids:
+                return
+    finally:  # also when the caller has heard enough
+        if prompt_cache is not None:
+            prompt_cache.ids = tokens[0, : cache.length].tolist()
+            prompt_cache.cache = cache
+
+
+def room_after(model: MiniMindLM, prompt: list[int]) -> int:
+    """Tokens that fit the context after the prompt; ValueError if it is empty or leaves none."""
     room = model.config.max_position_embeddings - len(prompt)
     if not prompt:
         raise ValueError("the prompt has no tokens")
@@ -122,22 +283,62 @@ def generate(
             f"the prompt has {len(prompt)} tokens, the model's context is "
             f"{model.config.max_position_embeddings} (max_position_embeddings)"
         )
-    max_new_tokens = min(max_new_tokens, room)
-    weight = model.lm_head.weight
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(weight.device).manual_seed(seed)
-    total = len(prompt) + max_new_tokens
-    cache = KVCache(model.config, 1, total, weight.device, weight.dtype)
-    tokens = torch.empty(1, total, dtype=torch.int64, device=weight.device)
-    tokens[0, : len(prompt)] = torch.tensor(prompt)
-    for end in range(len(prompt), total):
-        logits, _ = model(tokens[:, cache.length : end], cache=cache, last_only=True)
-        tokens[:, end] = sample(logits[:, -1], tokens[:, :end], generator=generator, **sampling)
-        token = int(tokens[0, end])
-        yield token
-        if token in stop_ids:
-            return
+    return room
+
+
+def _device_and_dtype(model: MiniMindLM) -> tuple[torch.device, torch.dtype]:
+    weight = model.model.norm.weight  # never quantised
+    return weight.device, weight.dtype
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: MiniMindLM,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stop_ids: set[int],
+    seed: int | None = None,
+    **sampling,
+) -> list[list[int]]:
+    """The token ids that follow each prompt, its stop id (if it came to one) included.
+
+    All prompts, of any lengths, run as one batch; rows that have finished leave it when they are
+    half. Arguments and errors as in `generate`: the most probable tokens (temperature 0) are those
+    of every prompt alone.
+    """
+    limits = [min(max_new_tokens, room_after(model, prompt)) for prompt in prompts]
+    device, dtype = _device_and_dtype(model)
+    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    longest = max(len(prompt) for prompt in prompts)
+    cache = KVCache(model.config, len(prompts), longest + max(limits), device, dtype)
+    # short prompts are filled up with their own first token, which changes no repetition penalty
+    filled = [prompt + prompt[:1] * (longest - len(prompt)) for prompt in prompts]
+    tokens = torch.tensor(filled, device=device)  # [B, longest + new tokens]
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    logits = model(tokens, cache=cache, last_only=lengths - 1)[0][:, -1]
+    cache.set_lengths(lengths)
+
+    answers: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
+    going = [limit > 0 for limit in limits]
+    while any(going):
+        new = sample(logits, tokens, generator=generator, **sampling)  # [B]
+        for at, (row, token) in enumerate(zip(rows, new.tolist())):
+            if going[at]:
+                answers[row].append(token)
+                going[at] = token not in stop_ids and len(answers[row]) < limits[row]
+        if not any(going):
+            break
+        tokens = torch.cat((tokens, new[:, None]), dim=1)
+        if 2 * sum(going) <= len(rows):
+            kept = [at for at in range(len(rows)) if going[at]]
+            rows, going = [rows[at] for at in kept], [True] * len(kept)
+            index = torch.tensor(kept, device=device)
+            cache.keep_rows(index)
+            tokens = tokens[index]
+        logits = next_logits(model, tokens[:, -1:], cache)
+        cache.next_slot()
+    return answers
 
 
 @torch.inference_mode()
@@ -147,31 +348,23 @@ def greedy_answers(
     max_new_tokens: int,
     stop_ids: set[int],
     is_over: Callable[[], bool] | None = None,
+    batch_size: int = 32,
 ) -> list[list[int]]:
     """The most probable continuation of every prompt, without its stop id.
 
-    Prompts of equal length run as one batch, so no row is padded. is_over: asked before every
-    batch; once it says so, the remaining continuations stay empty.
+    Prompts of similar length run as one batch, so that little is padded. A prompt that fills the
+    model's context has an empty one. is_over: asked before every batch; once it says so, the
+    remaining continuations stay empty.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    for length in sorted({len(prompt) for prompt in prompts}):
+    fitting = [i for i, p in enumerate(prompts) if len(p) < model.config.max_position_embeddings]
+    order = sorted(fitting, key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
         if is_over is not None and is_over():
             break
-        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        cache = KVCache(model.config, len(rows), length + max_new_tokens, device, dtype)
-        tokens = torch.tensor([prompts[i] for i in rows], device=device)
-        stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        new = []
-        while len(new) < max_new_tokens and not stopped.all():
-            logits, _ = model(tokens, cache=cache, last_only=True)
-            tokens = logits[:, -1].argmax(-1, keepdim=True)  # [rows, 1]
-            stopped |= torch.isin(tokens[:, 0], stops)
-            new.append(tokens)
-        for i, row in zip(rows, torch.cat(new, dim=1).tolist()):
-            for token in row:
-                if token in stop_ids:
-                    break
-                answers[i].append(token)
+        rows = order[start : start + batch_size]
+        batch = [prompts[i] for i in rows]
+        found = generate_batch(model, batch, max_new_tokens, stop_ids, temperature=0)
+        for i, answer in zip(rows, found):
+            answers[i] = answer[:-1] if answer and answer[-1] in stop_ids else answer
     return answers

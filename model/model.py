@@ -200,7 +200,7 @@ class MiniMindLM(nn.Module):
         document_ids: Tensor | None = None,
         cache=None,
         token_mask: Tensor | None = None,
-        last_only: bool = False,
+        last_only: bool | Tensor = False,
     ) -> tuple[Tensor, Tensor]:
         """Logits for the token after each position, and the weighted auxiliary loss.
 
@@ -210,20 +210,22 @@ class MiniMindLM(nn.Module):
         cache         a model.generation.KVCache with earlier tokens; new ones are appended.
         token_mask    [B, T], 0 where a token is padding: left out of the auxiliary loss. None: all
                       tokens count.
-        last_only     logits of the last position alone, for decoding.
+        last_only     logits of the last position alone, for decoding; int64 [B]: of this position
+                      in each row instead, where prompts of several lengths are padded.
 
         Returns logits [B, T, V] ([B, 1, V] with last_only) and aux_loss, a float32 scalar:
         router_aux_loss_coef · load-balancing loss with experts, 0 without.
         """
         T = input_ids.shape[1]
-        past = 0 if cache is None else cache.length
-        if document_ids is None:
-            positions = torch.arange(past, past + T, device=input_ids.device)[None]  # [1, T]
-        else:
-            if cache is not None:
+        if cache is not None:
+            if document_ids is not None:
                 raise ValueError("document_ids and cache together: packed rows are not decoded")
+            positions, mask = cache.positions_and_mask(T)  # [B|1, T], [B|1, 1, T, S] or None
+        elif document_ids is None:
+            positions, mask = torch.arange(T, device=input_ids.device)[None], None  # [1, T]
+        else:
             positions = document_positions(document_ids)  # [B, T]
-        mask = self._attention_mask(document_ids, past, T, input_ids.device)
+            mask = self._attention_mask(document_ids)
 
         x = self.dropout(self.model.embed_tokens(input_ids))  # [B, T, C]
         with torch.autocast(x.device.type, enabled=False):  # angles need float32
@@ -238,22 +240,21 @@ class MiniMindLM(nn.Module):
             x, layer_router_logits = layer(x, cos, sin, mask, cache and cache.layer(i))
             router_logits.append(layer_router_logits)
         if cache is not None:
-            cache.length += T
-        if last_only:
+            cache.advance(T)
+        if isinstance(last_only, Tensor):
+            x = x[torch.arange(len(x), device=x.device), last_only][:, None]  # [B, 1, C]
+        elif last_only:
             x = x[:, -1:]
         logits = self.lm_head(self.model.norm(x))
         return logits, self._auxiliary_loss(router_logits, token_mask, x.device)
 
     @staticmethod
-    def _attention_mask(document_ids, past: int, T: int, device) -> Tensor | None:
-        """bool [B|1, 1, T, S], True = may look; None where plain causal attention is meant."""
-        if document_ids is not None:
-            run = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
-            same = run[:, None, :, None] == run[:, None, None, :]  # [B, 1, T, T]
-            return same & torch.ones(T, T, dtype=torch.bool, device=device).tril()
-        if past == 0 or T == 1:
-            return None
-        return torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)[None, None]
+    def _attention_mask(document_ids: Tensor) -> Tensor:
+        """bool [B, 1, T, T], True = may look: causal, inside each document."""
+        T = document_ids.shape[1]
+        run = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
+        same = run[:, None, :, None] == run[:, None, None, :]  # [B, 1, T, T]
+        return same & torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
 
     def _auxiliary_loss(self, router_logits: list, token_mask, device) -> Tensor:
         if not self.config.use_moe:

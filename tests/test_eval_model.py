@@ -15,6 +15,7 @@ from dataset.chat import encode_conversation
 from dataset.tokenizer import load_tokenizer
 from model.generation import generate
 from model.hf_format import load_model
+from model.model import MiniMindLM
 from training import cli
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model" / "tokenizer" / "chat_template.jinja"
@@ -152,3 +153,48 @@ def test_loss_on_held_out_data_ends_with_a_json_line(monkeypatch, capsys, base_f
     nats = result["loss"] * result["tokens"]
     num_bytes = len("The cat sat on the mat.小猫".encode())
     assert result["bits_per_byte"] == pytest.approx(nats / 0.6931471805599453 / num_bytes)
+
+
+def test_a_chat_computes_each_token_once(monkeypatch, capsys, chat_folder):
+    """A turn's first forward pass takes what the turn before has not seen, and nothing else.
+
+    An answer's text may be cut into other tokens than the model wrote; from there on it is read
+    again. The beginning of the chat format is known even after /reset.
+    """
+    computed, held, forward = [], [[]], MiniMindLM.forward
+
+    def counting_forward(self, input_ids, *args, **options):
+        computed.append(input_ids.shape[1])
+        return forward(self, input_ids, *args, **options)
+
+    def recording_generate(model, prompt, *args, **options):
+        before = len(computed)
+        tokens = list(generate(model, prompt, *args, **options))
+        same = [a == b for a, b in zip(held[-1], prompt[:-1])]
+        known = same.index(False) if False in same else len(same)
+        assert computed[before:] == [len(prompt) - known] + [1] * (len(tokens) - 1)
+        assert known > 0 or len(held) == 1
+        held.append(prompt + tokens[:-1])  # nothing came after the last token: it is not computed
+        return tokens
+
+    monkeypatch.setattr(MiniMindLM, "forward", counting_forward)
+    monkeypatch.setattr(eval_model, "generate", recording_generate)
+    run(
+        monkeypatch, capsys, "--model", chat_folder, "--temperature", "0", "--max_new_tokens", "8",
+        stdin="Hello\nAnd again, please\nAnd again, please\n/reset\nHello\n",
+    )  # fmt: skip
+    assert len(held) == 5
+
+
+def test_eight_bits_cost_little(monkeypatch, capsys, base_folder, tmp_path):
+    """--quantize int8 answers and measures; a loss of 8-bit weights is near that of bfloat16."""
+    data = tmp_path / "held_out.jsonl"
+    data.write_text('{"text": "The cat sat on the mat, and the dog sleeps on."}\n')
+    results = []
+    for quantize in ("none", "int8"):
+        flags = ["--model", base_folder, "--quantize", quantize, "--dtype", "bfloat16"]
+        assert run(monkeypatch, capsys, *flags, "--prompt", "The", "--seed", "1").startswith("The")
+        out = run(monkeypatch, capsys, *flags, "--eval_data", data, "--cache_dir", tmp_path)
+        results.append(json.loads(out.splitlines()[-1])["bits_per_byte"])
+    assert results[0] != results[1]
+    assert results[1] == pytest.approx(results[0], rel=0.02)

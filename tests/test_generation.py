@@ -11,7 +11,17 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from model.generation import KVCache, filter_logits, generate, sample
+from model.decoding_layers import for_decoding
+from model.generation import (
+    NUCLEUS_PREFIX,
+    KVCache,
+    PromptCache,
+    filter_logits,
+    generate,
+    generate_batch,
+    greedy_answers,
+    sample,
+)
 
 # dense with plain positions, dense with YaRN, and experts
 MODELS = {
@@ -215,3 +225,128 @@ def test_generation_runs_in_bfloat16_and_under_autocast(kind):
     with torch.autocast("cpu", torch.bfloat16):
         assert len(list(generate(model, [1, 2, 3], 8, set(), seed=0))) == 8
     assert len(list(generate(model.bfloat16(), [1, 2, 3], 8, set(), seed=0))) == 8
+
+
+def greedy(model, prompt, new_tokens, stop_ids=frozenset(), **options):
+    return list(generate(model, prompt, new_tokens, set(stop_ids), temperature=0, **options))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_a_batch_of_any_lengths_equals_every_prompt_alone(models, penalty):
+    """Greedy rows of one batch give the tokens of transformers' generate for each prompt alone.
+
+    Rows stop at different steps, and leave the batch.
+    """
+    model, theirs, numbers = models
+    batch = [random_ids(numbers, 1, n, seed=n)[0].tolist() for n in (30, 1, 7, 2, 7, 19)]
+    free = [their_tokens(theirs, p, 24, set(), repetition_penalty=penalty) for p in batch]
+    stop_ids = {free[0][2], free[1][5], free[2][1]}
+    expected = [their_tokens(theirs, p, 24, stop_ids, repetition_penalty=penalty) for p in batch]
+    options = {"temperature": 0, "repetition_penalty": penalty}
+    assert generate_batch(model, batch, 24, stop_ids, **options) == expected
+    assert generate_batch(model, batch, 24, set(), **options) == free
+    assert len({len(answer) for answer in expected}) > 1  # or nothing left the batch
+
+
+def test_finished_rows_leave_the_batch():
+    """The model computes fewer rows once half have finished, and no step after the last stop."""
+    numbers = random_numbers(1)
+    model = our_model(numbers)
+    batch = prompts(numbers)
+    alone = [greedy(model, p, 24) for p in batch]
+    stop_ids = {alone[0][3], alone[1][3]}
+    rows = []
+    model.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    answers = generate_batch(model, batch, 24, stop_ids, temperature=0)
+    assert rows[0] == 4 and rows[-1] < 4 and rows == sorted(rows, reverse=True)
+    assert len(rows) == max(len(answer) for answer in answers)
+
+
+def test_a_batch_draws_with_its_seed_and_ends_at_the_context():
+    """Same seed, same tokens; each row may fill the context to its end."""
+    model = our_model(random_numbers(1, max_position_embeddings=16))
+    runs = [generate_batch(model, [[1] * 10, [2], [3] * 15], 100, set(), seed=s) for s in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    assert [len(answer) for answer in runs[0]] == [6, 15, 1]
+    assert generate_batch(model, [[1], [2]], 0, set()) == [[], []]
+    with pytest.raises(ValueError, match="no tokens"):
+        generate_batch(model, [[1], []], 5, set())
+
+
+def test_greedy_answers_are_those_of_every_prompt_alone(models):
+    """Whatever the batch size; stop ids are cut off; what does not fit the context stays empty."""
+    model, _, numbers = models
+    asked = [random_ids(numbers, 1, n, seed=n)[0].tolist() for n in (9, 3, 3, 21, 1)]
+    stop_ids = {greedy(model, asked[0], 24)[4]}
+    expected = []
+    for prompt in asked:
+        tokens = greedy(model, prompt, 24, stop_ids)
+        expected.append(tokens[:-1] if tokens[-1] in stop_ids else tokens)
+    for size in (1, 2, 32):
+        assert greedy_answers(model, asked, 24, stop_ids, batch_size=size) == expected
+    full = [1] * model.config.max_position_embeddings
+    assert greedy_answers(model, [full, asked[1]], 24, stop_ids) == [[], expected[1]]
+    assert greedy_answers(model, asked, 24, stop_ids, is_over=lambda: True) == [[]] * 5
+
+
+def test_a_prompt_cache_computes_only_what_is_new(models):
+    """Turns of a chat: same tokens as without it, and the model sees each token once.
+
+    Also after a prompt that leaves the old one's path, one that is its beginning, and an answer
+    that was broken off.
+    """
+    model, _, numbers = models
+    first, *lines = (random_ids(numbers, 1, n, seed=n)[0].tolist() for n in (20, 5, 1, 9))
+    seen = []
+    hook = model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    cache, history = PromptCache(), list(first)
+    new_tokens = 20  # all of the first prompt; then the answer's last token and the next line
+    for line in lines:
+        seen.clear()
+        new = greedy(model, history, 8, prompt_cache=cache)
+        assert seen == [new_tokens] + [1] * 7
+        assert new == greedy(model, history, 8)
+        history += new + line
+        new_tokens = 1 + len(line)
+    for prompt in (first[:10] + lines[0], first[:4], first[:4], lines[2]):
+        assert greedy(model, prompt, 8, prompt_cache=cache) == greedy(model, prompt, 8)
+    stream = generate(model, first, 8, set(), temperature=0, prompt_cache=cache)
+    next(stream), next(stream)
+    stream.close()
+    assert len(cache.ids) == 21
+    assert greedy(model, first, 8, prompt_cache=cache) == greedy(model, first, 8)
+    hook.remove()
+
+
+def test_the_compiled_step_gives_the_same_tokens():
+    """A step of fixed shapes, compiled: the tokens of the plain model, prompts of any length."""
+    numbers = random_numbers(2, num_hidden_layers=2)
+    model = our_model(numbers)
+    fast, cache = for_decoding(model), PromptCache()
+    for n in (1, 7, 30):
+        prompt = random_ids(numbers, 1, n, seed=n)[0].tolist()
+        expected = greedy(model, prompt, 24)
+        assert greedy(fast, prompt, 24, compiled=True) == expected
+        assert greedy(fast, prompt, 24, compiled=True, prompt_cache=cache) == expected
+
+
+@pytest.mark.parametrize("vocab", [50, 1000])
+@pytest.mark.parametrize("flatness", [0.01, 1.0, 8.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_that_of_a_full_sort(vocab, flatness, top_p):
+    """Few or many tokens reach top_p: the prefix and the way back to a full sort agree with it.
+
+    The border may fall on either of two tokens whose probabilities are equal in float32.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, vocab, generator=generator) * flatness
+    ordered, index = logits.double().sort(descending=True)
+    probs = ordered.softmax(-1)
+    reached = probs.cumsum(-1) - probs
+    kept = ~filter_logits(logits, index, top_p=top_p).isneginf().gather(1, index)
+    clear = (reached - top_p).abs() > 1e-6
+    clear[:, 0] = False
+    assert torch.equal(kept[clear], (reached < top_p)[clear])
+    assert kept[:, 0].all()
+    if vocab == 1000 and flatness == 0.01:
+        assert kept.sum(1).min() > NUCLEUS_PREFIX or top_p < 0.2  # the full sort was needed
