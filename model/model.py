@@ -13,13 +13,16 @@ Shapes in this file:
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from model.attention import PackedRows, attention, document_starts, packed_rows
 from model.config import LMConfig
-from model.moe import MoEFeedForward, load_balancing_loss
+from model.moe import MoEFeedForward, expert_load, load_balancing_loss
 
 
 class RMSNorm(nn.Module):
@@ -70,16 +73,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def document_starts(document_ids: Tensor) -> Tensor:
-    """True at the first token of every document: bool [B, T] from ids [B, T].
-
-    A document is a run of equal ids: [7, 7, 7, 9, 9] gives [True, False, False, True, False].
-    """
-    is_start = torch.ones_like(document_ids, dtype=torch.bool)
-    is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return is_start
-
-
 def document_positions(document_ids: Tensor) -> Tensor:
     """Position of every token within its own document: int64 [B, T] from ids [B, T].
 
@@ -105,9 +98,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache=None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | PackedRows | None, cache=None
     ) -> Tensor:
-        """x [B, T, C] → [B, T, C]. mask: bool [B|1, 1, T, S], True = may look; None = causal."""
+        """x [B, T, C] → [B, T, C]. mask: as model.attention.attention takes it; None = causal."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))  # [B, T, A, D]
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))  # [B, T, K, D]
@@ -116,8 +109,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # [B, K, S, D]
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        y = attention(q, k, v, mask)  # [B, A, T, D]
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -178,6 +170,11 @@ class MiniMindLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.dropout = nn.Dropout(config.dropout)
+        # True: only each block's input is kept for the backward pass, which computes the rest anew
+        self.activation_checkpointing = False
+        if config.use_moe:  # share of each layer's token copies that went to each expert, last time
+            load = torch.zeros(config.num_hidden_layers, config.num_experts)
+            self.register_buffer("expert_load", load, persistent=False)  # [layers, E]
         self.set_rotary_frequencies()
         self.apply(self._init_weights)
 
@@ -235,6 +232,8 @@ class MiniMindLM(nn.Module):
 
         router_logits = []
         for i, layer in enumerate(self.model.layers):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                layer = partial(checkpoint, layer, use_reentrant=False)
             x, layer_router_logits = layer(x, cos, sin, mask, cache and cache.layer(i))
             router_logits.append(layer_router_logits)
         if cache is not None:
@@ -245,12 +244,10 @@ class MiniMindLM(nn.Module):
         return logits, self._auxiliary_loss(router_logits, token_mask, x.device)
 
     @staticmethod
-    def _attention_mask(document_ids, past: int, T: int, device) -> Tensor | None:
-        """bool [B|1, 1, T, S], True = may look; None where plain causal attention is meant."""
+    def _attention_mask(document_ids, past: int, T: int, device) -> Tensor | PackedRows | None:
+        """bool [1, 1, T, S], True = may look; None where plain causal attention is meant."""
         if document_ids is not None:
-            run = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
-            same = run[:, None, :, None] == run[:, None, None, :]  # [B, 1, T, T]
-            return same & torch.ones(T, T, dtype=torch.bool, device=device).tril()
+            return packed_rows(document_ids)
         if past == 0 or T == 1:
             return None
         return torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)[None, None]
@@ -258,9 +255,9 @@ class MiniMindLM(nn.Module):
     def _auxiliary_loss(self, router_logits: list, token_mask, device) -> Tensor:
         if not self.config.use_moe:
             return torch.zeros((), device=device)
-        loss = load_balancing_loss(
-            torch.stack(router_logits), self.config.num_experts_per_tok, token_mask
-        )
+        router_logits, k = torch.stack(router_logits), self.config.num_experts_per_tok
+        self.expert_load.copy_(expert_load(router_logits.detach(), k))
+        loss = load_balancing_loss(router_logits, k, token_mask)
         return self.config.router_aux_loss_coef * loss
 
     def num_parameters(self) -> int:
