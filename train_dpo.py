@@ -190,8 +190,8 @@ def main():
     if resumed_from:
         model = build(resumed_from)
     model.train()
-    compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
-    fit_memory(compiled, args, ranks, autocast, packed=True)
+    model.activation_checkpointing = args.activation_checkpointing
+    fit_memory(model, args, ranks, autocast, packed=True)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     sampler = UpdateSampler(
@@ -204,6 +204,8 @@ def main():
     )  # fmt: skip
     total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
     epochs = -(-total_steps // sampler.updates_per_epoch)
+    compile = cli.compiler(args.compile, device, total_steps)
+    compiled, log_probs_of = compile(model), compile(document_log_probs)
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone
     optimizer = build_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, dtype)
@@ -302,7 +304,7 @@ def main():
                 # (12) forward, (13) the loss of every pair, (14) the experts' auxiliary loss
                 with autocast:
                     logits, aux_loss = wrapped(X, document_ids)
-                policy = document_log_probs(logits, Y, loss_mask, document_ids, 2 * pairs.shape[1])
+                policy = log_probs_of(logits, Y, loss_mask, document_ids, 2 * pairs.shape[1])
                 losses, values = preference_loss(
                     policy.view(*pairs.shape, 2), reference[pairs], lengths[pairs], args
                 )

@@ -110,8 +110,8 @@ def main():
             model = MiniMindLM(config)
     model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()
-    compiled = torch.compile(model) if cli.choose_compile(args.compile, device) else model
-    fit_memory(compiled, args, ranks, autocast)
+    model.activation_checkpointing = args.activation_checkpointing
+    fit_memory(model, args, ranks, autocast)
 
     # (5) the dataset: tokenised once into a cache, by one process of each machine
     with local_main_first(ranks):
@@ -140,6 +140,8 @@ def main():
     )  # fmt: skip
     total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
     epochs = -(-total_steps // sampler.updates_per_epoch)
+    compile = cli.compiler(args.compile, device, total_steps)
+    compiled, masked_loss = compile(model), compile(masked_cross_entropy)
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone
     optimizer = build_optimizer(args.optimizer, model, args.learning_rate, args.weight_decay, dtype)
@@ -231,7 +233,7 @@ def main():
                 # (12) forward, (13) masked cross-entropy, (14) the experts' auxiliary loss
                 with autocast:
                     logits, aux_loss = wrapped(X)
-                    cross_entropy = masked_cross_entropy(logits, Y, loss_mask)
+                    cross_entropy = masked_loss(logits, Y, loss_mask)
                     loss = cross_entropy + aux_loss
 
                 # (15) divide by the accumulation steps. `share` is this micro-batch's number of
@@ -269,6 +271,7 @@ def main():
                 values = {"loss": means[0].item(), "lr": lr, "grad_norm": grad_norm.item()}
                 if config.use_moe:
                     values["aux_loss"] = means[1].item()
+                    values["max_expert_load"] = model.expert_load.max().item()
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
                 log.metrics(step, speed="tokens", epoch=epoch, tokens=state["tokens"], **values)

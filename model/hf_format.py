@@ -109,7 +109,7 @@ def load_model(
     model.load_state_dict(state, strict=True, assign=True)
     if config.tie_word_embeddings:  # assign made two parameters over one storage
         model.lm_head.weight = model.model.embed_tokens.weight
-    model.set_rotary_frequencies(device)
+    model.make_buffers(device)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()

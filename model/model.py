@@ -13,13 +13,16 @@ Shapes in this file:
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from model.attention import PackedRows, attention, document_starts, packed_rows
 from model.config import LMConfig
-from model.moe import MoEFeedForward, load_balancing_loss
+from model.moe import MoEFeedForward, expert_load, load_balancing_loss
 
 
 class RMSNorm(nn.Module):
@@ -70,16 +73,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def document_starts(document_ids: Tensor) -> Tensor:
-    """True at the first token of every document: bool [B, T] from ids [B, T].
-
-    A document is a run of equal ids: [7, 7, 7, 9, 9] gives [True, False, False, True, False].
-    """
-    is_start = torch.ones_like(document_ids, dtype=torch.bool)
-    is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return is_start
-
-
 def document_positions(document_ids: Tensor) -> Tensor:
     """Position of every token within its own document: int64 [B, T] from ids [B, T].
 
@@ -105,9 +98,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache=None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | PackedRows | None, cache=None
     ) -> Tensor:
-        """x [B, T, C] → [B, T, C]. mask: bool [B|1, 1, T, S], True = may look; None = causal."""
+        """x [B, T, C] → [B, T, C]. mask: as model.attention.attention takes it; None = causal."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))  # [B, T, A, D]
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))  # [B, T, K, D]
@@ -116,8 +109,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # [B, K, S, D]
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        y = attention(q, k, v, mask)  # [B, A, T, D]
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -178,13 +170,18 @@ class MiniMindLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.dropout = nn.Dropout(config.dropout)
-        self.set_rotary_frequencies()
+        # True: only each block's input is kept for the backward pass, which computes the rest anew
+        self.activation_checkpointing = False
+        self.make_buffers()
         self.apply(self._init_weights)
 
-    def set_rotary_frequencies(self, device: str | torch.device | None = None):
-        """(Re)compute the rotary table: it follows from the config and is never saved."""
+    def make_buffers(self, device: str | torch.device | None = None):
+        """(Re)make what follows from the config, or from the last batch, and is never saved."""
         inv_freq, self.rotary_scale = rotary_frequencies(self.config)
         self.register_buffer("inv_freq", inv_freq.to(device), persistent=False)  # [D/2]
+        if self.config.use_moe:  # share of each layer's token copies that went to each expert
+            load = torch.zeros(self.config.num_hidden_layers, self.config.num_experts)
+            self.register_buffer("expert_load", load.to(device), persistent=False)  # [layers, E]
 
     def _init_weights(self, module: nn.Module):
         """Normal(0, initializer_range) everywhere but the norms, as Qwen3 starts."""
@@ -225,7 +222,7 @@ class MiniMindLM(nn.Module):
             positions, mask = torch.arange(T, device=input_ids.device)[None], None  # [1, T]
         else:
             positions = document_positions(document_ids)  # [B, T]
-            mask = self._attention_mask(document_ids)
+            mask = packed_rows(document_ids)
 
         x = self.dropout(self.model.embed_tokens(input_ids))  # [B, T, C]
         with torch.autocast(x.device.type, enabled=False):  # angles need float32
@@ -237,6 +234,8 @@ class MiniMindLM(nn.Module):
 
         router_logits = []
         for i, layer in enumerate(self.model.layers):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                layer = partial(checkpoint, layer, use_reentrant=False)
             x, layer_router_logits = layer(x, cos, sin, mask, cache and cache.layer(i))
             router_logits.append(layer_router_logits)
         if cache is not None:
@@ -248,20 +247,12 @@ class MiniMindLM(nn.Module):
         logits = self.lm_head(self.model.norm(x))
         return logits, self._auxiliary_loss(router_logits, token_mask, x.device)
 
-    @staticmethod
-    def _attention_mask(document_ids: Tensor) -> Tensor:
-        """bool [B, 1, T, T], True = may look: causal, inside each document."""
-        T = document_ids.shape[1]
-        run = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
-        same = run[:, None, :, None] == run[:, None, None, :]  # [B, 1, T, T]
-        return same & torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
-
     def _auxiliary_loss(self, router_logits: list, token_mask, device) -> Tensor:
         if not self.config.use_moe:
             return torch.zeros((), device=device)
-        loss = load_balancing_loss(
-            torch.stack(router_logits), self.config.num_experts_per_tok, token_mask
-        )
+        router_logits, k = torch.stack(router_logits), self.config.num_experts_per_tok
+        self.expert_load.copy_(expert_load(router_logits.detach(), k))
+        loss = load_balancing_loss(router_logits, k, token_mask)
         return self.config.router_aux_loss_coef * loss
 
     def num_parameters(self) -> int:

@@ -64,13 +64,47 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         x, weight = x.to(dtype), weight.to(dtype)
     if x.dtype == torch.bfloat16:
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    return _grouped_mm_uncompiled(x, weight.transpose(1, 2), ends)
+    return _grouped_mm(x, weight.transpose(1, 2), ends)
 
 
-@torch.compiler.disable
-def _grouped_mm_uncompiled(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """The compiler knows grouped_mm in bfloat16 alone; other dtypes step out of the graph."""
+@torch.library.custom_op("minimind::grouped_mm", mutates_args=())
+def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """F.grouped_mm for the dtypes in which the compiler does not know it: all but bfloat16.
+
+    x [M, in] with weight [E, in, out] → [M, out]; x [in, M] with weight [M, out], both cut at the
+    `ends`, → [E, in, out].
+    """
     return F.grouped_mm(x, weight, offs=ends)
+
+
+@_grouped_mm.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    experts = () if weight.ndim == 3 else (len(ends),)
+    return x.new_empty(*experts, x.shape[0], weight.shape[-1])
+
+
+def _save_for_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_mm_backward(ctx, gradient: Tensor):
+    x, weight, ends = ctx.saved_tensors
+    # [M, out] @ [E, out, in] → [M, in], and [in, M] @ [M, out] → [E, in, out]
+    grad_x = _grouped_mm(gradient, weight.transpose(1, 2), ends)
+    return grad_x, _grouped_mm(x.T, gradient, ends), None
+
+
+_grouped_mm.register_autograd(_grouped_mm_backward, setup_context=_save_for_backward)
+
+
+@torch.no_grad()
+def expert_load(router_logits: Tensor, k: int) -> Tensor:
+    """Share of each layer's token copies that goes to each expert: float32 [L, E], rows sum to 1.
+
+    router_logits [L, N, E]. 1 / E everywhere is perfect balance.
+    """
+    chosen = router_logits.topk(k, dim=-1).indices.flatten(1)  # [L, N·k]
+    return F.one_hot(chosen, router_logits.shape[-1]).float().mean(1)
 
 
 def load_balancing_loss(router_logits: Tensor, k: int, token_mask: Tensor | None = None) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from model.hf_format import load_config
 from model.lora import LoRAConfig, default_targets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONG_RUN = 1000  # optimizer steps from which compiling pays on a CPU
 
 
 # LMConfig fields that weights loaded from a folder do not decide
@@ -121,8 +123,12 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--out_dir", type=Path, default=Path(out_dir), help="folder of checkpoints and metrics")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dtype", default="auto", choices=["auto", *_DTYPES], help="precision of the products")
-    text = "compile the model; None: on CUDA only (costs a minute at the start)"
-    add("--compile", **BOOL, default=None, help=text)
+    text = (
+        "compile model and loss, which takes a minute or two; None: on CUDA, and on CPUs in runs "
+    )
+    add("--compile", **BOOL, default=None, help=text + f"of {LONG_RUN:,} or more steps")
+    text = "keep only each block's input for the backward pass: less memory, a third more work"
+    add("--activation_checkpointing", action="store_true", help=text)
     text = "raise --batch_size to the largest that fits, lower --accumulation_steps by as much"
     add("--auto_batch", action="store_true", help=text)
     text = "share out parameters, gradients and optimizer state among the ranks (FSDP2)"
@@ -215,9 +221,18 @@ def _cpu_has_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def choose_compile(flag: bool | None, device: torch.device) -> bool:
-    """Whether to compile for --compile; None means on CUDA only."""
-    return device.type == "cuda" if flag is None else flag
+def compiler(flag: bool | None, device: torch.device, total_steps: int) -> Callable:
+    """torch.compile for --compile, or a function that gives back what it gets.
+
+    None compiles on CUDA, and on a CPU where the run is long enough to win back the time that
+    compiling takes and there is a C++ compiler. dynamic=False: batches have one shape, and graphs
+    made for it are faster than graphs for any.
+    """
+    if flag is None:
+        found = any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
+        long_on_cpu = device.type == "cpu" and total_steps >= LONG_RUN and found
+        flag = device.type == "cuda" or long_on_cpu
+    return partial(torch.compile, dynamic=False) if flag else lambda function: function
 
 
 def write_args(out_dir: Path, args: argparse.Namespace, **more):

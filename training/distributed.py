@@ -186,7 +186,7 @@ def shard(model: nn.Module, ranks: Ranks, args) -> nn.Module:
     model.load_state_dict(shards, assign=True)
     if is_tied:
         model.lm_head.weight = model.model.embed_tokens.weight
-    model.set_rotary_frequencies(ranks.device)
+    model.make_buffers(ranks.device)
     return model
 
 

@@ -6,6 +6,9 @@ Shapes: B rows, T tokens, V vocab_size.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**26  # logits taken at once where they are copied to float32: 256 MB a copy
 
 
 def masked_cross_entropy(logits: Tensor, Y: Tensor, loss_mask: Tensor) -> Tensor:
@@ -14,9 +17,28 @@ def masked_cross_entropy(logits: Tensor, Y: Tensor, loss_mask: Tensor) -> Tensor
     logits [B, T, V]; Y int64 [B, T]; loss_mask [B, T] of 0 and 1. An all-zero mask gives 0 (with
     zero gradients), never NaN.
     """
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")  # [B·T]
-    mask = loss_mask.flatten()
-    return (loss * mask).sum() / mask.sum().clamp(min=1)
+    loss = token_cross_entropy(logits, Y)  # [B, T]
+    return (loss * loss_mask).sum() / loss_mask.sum().clamp(min=1)
+
+
+def token_cross_entropy(logits: Tensor, Y: Tensor) -> Tensor:
+    """-log p(Y) of every token in nats: float32 [B, T] from logits [B, T, V] and Y int64 [B, T].
+
+    Compiled, it is one pass over the logits in their own dtype. Otherwise they are copied to
+    float32, twice with the backward pass; so large ones are taken in chunks of rows, whose copies
+    are made anew in the backward pass and never exist together.
+    """
+    logits, targets = logits.flatten(0, 1), Y.flatten()  # [B·T, V], [B·T]
+    if torch.compiler.is_compiling() or logits.numel() <= CHUNK:
+        return _nats(logits, targets).view_as(Y)
+    rows = max(1, CHUNK // logits.shape[1])
+    chunks = zip(logits.split(rows), targets.split(rows))
+    nats = [checkpoint(_nats, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.cat(nats).view_as(Y)
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def document_log_probs(
@@ -27,7 +49,6 @@ def document_log_probs(
     logits [B, T, V]; Y int64 [B, T]; loss_mask [B, T] of 0 and 1; document_ids int64 [B, T] from 0
     to count. Document 0 is padding; column d of the result is document d + 1.
     """
-    log_probs = -F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")
-    log_probs = log_probs.view_as(loss_mask) * loss_mask
+    log_probs = -token_cross_entropy(logits, Y) * loss_mask
     sums = torch.zeros(len(Y), count + 1, device=logits.device)
     return sums.scatter_add(1, document_ids, log_probs)[:, 1:]

@@ -21,7 +21,7 @@ USABLE = 0.9  # share of the free memory that a projection may fill: it is an es
 _PROC = Path("/proc/self")
 
 
-def fit_memory(compiled, args, ranks: Ranks, autocast, packed: bool = False):
+def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
     """Try --batch_size rows of --max_seq_len tokens, forward and backward, before training.
 
     With --auto_batch the micro-batch becomes the largest that fits and divides the rows that a
@@ -39,11 +39,11 @@ def fit_memory(compiled, args, ranks: Ranks, autocast, packed: bool = False):
     largest = rows if args.auto_batch else args.batch_size
     sizes = [n for n in range(largest, 0, -1) if rows % n == 0]
     on_cpu = ranks.device.type == "cpu"
-    fits = _projection(compiled, args, autocast, packed) if on_cpu else None
+    fits = _projection(model, args, autocast, packed) if on_cpu else None
     tried = 0
     for size in sizes:
         tried += 1
-        ok = fits(size) if on_cpu else _trial(compiled, size, args, ranks, autocast, packed)
+        ok = fits(size) if on_cpu else _trial(model, size, args, ranks, autocast, packed)
         if _all_agree(ok, ranks):
             break
     else:
@@ -96,7 +96,8 @@ def _trial(model, rows: int, args, ranks: Ranks, autocast, packed: bool) -> bool
         # two moments, and the buckets in which DistributedDataParallel sends the gradients
         count = _trained_bytes(model) * (3 if ranks.is_distributed else 2)
         aside = torch.empty(count, dtype=torch.uint8, device=ranks.device)
-        _one_pass(model, rows, args, ranks.device, autocast, packed)
+        compiled = model if args.compile is False else torch.compile(model, dynamic=False)
+        _one_pass(compiled, rows, args, ranks.device, autocast, packed)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -108,7 +109,6 @@ def _trial(model, rows: int, args, ranks: Ranks, autocast, packed: bool) -> bool
 
 def _projection(model, args, autocast, packed: bool):
     """A function rows -> whether a CPU has the memory, from the peaks of one and two rows."""
-    model = getattr(model, "_orig_mod", model)  # not compiled: two sizes would be compiled for it
 
     def peak(rows: int) -> int:
         return peak_bytes(lambda: _one_pass(model, rows, args, "cpu", autocast, packed))

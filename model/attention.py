@@ -1,0 +1,101 @@
+"""Causal attention by the kernel that is fastest for the device and the kind of row.
+
+Everything here computes softmax(q kᵀ / √D) v over the tokens that may be looked at:
+
+    torch's scaled_dot_product_attention   whatever is not compiled; decoding; CUDA
+    blockwise_attention                    compiled for a CPU: torch's own kernel there takes two
+                                           to three times as long, most of it in its backward pass
+
+Shapes in this file:
+    B  rows in the batch         T  new tokens per row         S  tokens attended to (cache + T)
+    A  query heads               K  key/value heads            D  head_dim        G  A / K
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Longer rows are left to torch's kernel, whose memory does not grow with T².
+LONGEST_BLOCKWISE = 2048
+
+
+class PackedRows(NamedTuple):
+    """Rows of several documents: attention stays inside each.
+
+    runs  int64 [B, T], the number of a token's document within its row
+    mask  bool [B, 1, T, T], True = may look. A compiled graph that does not read it never makes it.
+    """
+
+    runs: Tensor
+    mask: Tensor
+
+
+def document_starts(document_ids: Tensor) -> Tensor:
+    """True at the first token of every document: bool [B, T] from ids [B, T].
+
+    A document is a run of equal ids: [7, 7, 7, 9, 9] gives [True, False, False, True, False].
+    """
+    is_start = torch.ones_like(document_ids, dtype=torch.bool)
+    is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return is_start
+
+
+def packed_rows(document_ids: Tensor) -> PackedRows:
+    """What attention needs to know of document_ids [B, T], made once for all layers."""
+    runs = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
+    same = runs[:, None, :, None] == runs[:, None, None, :]  # [B, 1, T, T]
+    T = runs.shape[1]
+    return PackedRows(runs, same & torch.ones(T, T, dtype=torch.bool, device=runs.device).tril())
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None) -> Tensor:
+    """q [B, A, T, D], k and v [B, K, S, D] → [B, A, T, D].
+
+    mask: bool [B|1, 1, T, S], True = may look; PackedRows; None = causal.
+    """
+    packed = isinstance(mask, PackedRows)
+    if torch.compiler.is_compiling() and q.device.type == "cpu" and (packed or mask is None):
+        T, S = q.shape[2], k.shape[2]
+        if 1 < T == S <= LONGEST_BLOCKWISE:
+            return blockwise_attention(q, k, v, mask.runs if packed else None)
+    if packed:
+        mask = mask.mask
+    causal = mask is None and q.shape[2] > 1
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None = None) -> Tensor:
+    """Causal attention in plain products, one block of queries after the other.
+
+    q [B, A, T, D], k and v [B, K, T, D] → [B, A, T, D] in v's dtype. runs int64 [B, T]: tokens look
+    at equal numbers only. None: every row is one document.
+
+    A block's queries see the keys up to its own end, so nearly half of the square of scores is
+    never computed. The softmax is in float32. Compiled, mask, softmax and its backward are one loop
+    each over scores that are still in the CPU's cache.
+    """
+    (B, A, T, D), K = q.shape, k.shape[1]
+    # the G query heads that share a key head lie side by side, so keys are not copied for each
+    q = (q * D**-0.5).to(v.dtype).view(B, K, A // K, T, D)
+    k = k.to(v.dtype).transpose(2, 3)  # [B, K, D, T]
+    index = torch.arange(T, device=q.device)
+    block = max(128, -(-T // 8))  # at most 8 of them: every one adds to the time of compiling
+    blocks = []
+    for start in range(0, T, block):
+        end = min(start + block, T)
+        queries = q[:, :, :, start:end].reshape(B * K, -1, D)  # [B·K, G·block, D]
+        keys = k[:, :, :, :end].reshape(B * K, D, end)
+        values = v[:, :, :end].reshape(B * K, end, D)
+        scores = torch.bmm(queries, keys).view(B, K, -1, end - start, end).float()
+        visible = index[start:end, None] >= index[:end]  # [block, end]
+        if runs is not None:
+            same = runs[:, start:end, None] == runs[:, None, :end]  # [B, block, end]
+            visible = (visible & same)[:, None, None]  # [B, 1, 1, block, end]
+        scores = scores.masked_fill(~visible, float("-inf"))
+        weights = scores.softmax(-1).to(v.dtype).view(B * K, -1, end)  # [B·K, G·block, end]
+        blocks.append(torch.bmm(weights, values).view(B, K, A // K, end - start, D))
+    return torch.cat(blocks, dim=3).view(B, A, T, D)

@@ -1,0 +1,247 @@
+"""The fast training step computes what the slow one computes, and is compiled once.
+
+Compiled code is compared with eager code, blocks with torch's own attention, grouped experts with a
+loop, chunks with the whole.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
+
+from model.attention import blockwise_attention, document_starts, packed_rows
+from model.config import LMConfig
+from model.model import MiniMindLM
+from model.moe import MoEFeedForward
+from training import cli, losses
+from training.losses import document_log_probs, masked_cross_entropy, token_cross_entropy
+
+NUMBERS = {
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48,
+}  # fmt: skip
+MOE = {"use_moe": True, "num_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """No graph of one test is found by another."""
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def small_model(seed: int = 0, **changes) -> MiniMindLM:
+    torch.manual_seed(seed)
+    return MiniMindLM(LMConfig(**NUMBERS | {"initializer_range": 0.3} | changes))
+
+
+def batch(seed: int = 0, B: int = 2, T: int = 160) -> tuple[torch.Tensor, ...]:
+    """X, Y, loss_mask and document_ids [B, T]; a row has documents of 40 and T - 40 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    X, Y = torch.randint(97, (2, B, T), generator=generator)
+    loss_mask = (torch.rand(B, T, generator=generator) < 0.7).float()
+    return X, Y, loss_mask, (torch.arange(T) >= 40).long().expand(B, T).contiguous()
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def largest_error(found: dict, expected: dict) -> float:
+    """The largest difference of any tensor, in units of that tensor's largest value."""
+    assert found.keys() == expected.keys()
+    return max(
+        ((found[n] - e).abs().max() / e.abs().max().clamp(min=1e-6)).item()
+        for n, e in expected.items()
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("T", [96, 128, 300, 1040])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)], ids=["fp32", "bf16"]
+)
+def test_blockwise_attention_equals_that_of_torch(T, packed, dtype, tolerance):
+    """Output and gradients are the stock float32 kernel's, rows of any length, packed or not."""
+    torch.manual_seed(T)
+    B, A, K, D = 2, 4, 2, 16
+    leaves = [torch.randn(B, heads, T, D) * 2 for heads in (A, K, K)]
+    upstream = torch.randn(B, A, T, D)
+    lengths = torch.tensor([T // 3, T // 2 - T // 3, T - T // 2])
+    documents = torch.repeat_interleave(torch.arange(3), lengths).expand(B, T)
+    rows = packed_rows(documents)
+
+    def run(attend, dtype):
+        q, k, v = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+        y = attend(q, k, v)
+        y.backward(upstream.to(dtype))
+        return {"y": y.float(), "q": q.grad.float(), "k": k.grad.float(), "v": v.grad.float()}
+
+    def stock(q, k, v):
+        mask = rows.mask if packed else None
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=not packed, enable_gqa=True)
+
+    found = run(lambda q, k, v: blockwise_attention(q, k, v, rows.runs if packed else None), dtype)
+    assert largest_error(found, run(stock, torch.float32)) <= tolerance
+
+
+def test_document_starts_are_where_the_id_changes():
+    """Equal ids that do not touch are two documents."""
+    starts = document_starts(torch.tensor([[7, 7, 9, 9, 9, 7]]))
+    assert starts.tolist() == [[True, False, True, False, False, True]]
+
+
+CASES = {  # changes, packed, dtype, largest error as a share of the largest value
+    "dense_packed": ({}, True, torch.float32, 1e-4),
+    "moe": (MOE, False, torch.float32, 1e-4),
+    "bf16": ({"tie_word_embeddings": False}, False, torch.bfloat16, 6e-2),
+}
+
+
+@pytest.mark.parametrize(
+    "case", ["dense_packed", *(pytest.param(c, marks=pytest.mark.slow) for c in ("moe", "bf16"))]
+)
+def test_compiled_equals_eager_without_breaks_or_recompilation(case):
+    """Model and loss are one graph each, made once; loss and gradients are those of eager float32.
+
+    In bfloat16 within its rounding, and dense: rounding would send tokens to other experts.
+    """
+    changes, packed, dtype, tolerance = CASES[case]
+    model = small_model(num_hidden_layers=1, **changes)  # every layer is compiled alike
+    compile = cli.compiler(True, torch.device("cpu"), total_steps=1)
+    compiled, masked_loss = compile(model), compile(masked_cross_entropy)
+
+    def step(run, loss_of, dtype, seed):
+        X, Y, loss_mask, document_ids = batch(seed)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits, aux_loss = run(X, document_ids if packed else None)
+            loss = loss_of(logits, Y, loss_mask) + aux_loss
+        loss.backward()
+        return loss.item(), gradients(model)
+
+    for seed in range(3):
+        expected_loss, expected = step(model, masked_cross_entropy, torch.float32, seed)
+        loss, found = step(compiled, masked_loss, dtype, seed)
+        assert loss == pytest.approx(expected_loss, rel=tolerance)
+        assert largest_error(found, expected) <= tolerance
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 2  # the model and the loss
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_experts_in_bfloat16_are_one_graph(packed):
+    """Grouped products are traced in bfloat16 too, backward pass included, with no break."""
+    model = small_model(**MOE)
+    X, Y, loss_mask, document_ids = batch()
+    compiled = torch.compile(model, dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, aux_loss = compiled(X, document_ids if packed else None)
+        loss = masked_cross_entropy(logits, Y, loss_mask) + aux_loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+    assert model.expert_load.sum(1).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_grouped_experts_equal_a_loop_over_experts(k, compiled):
+    """Output and all gradients are those of masked loops, for experts with no token as well."""
+    config = LMConfig(**NUMBERS | MOE | {"num_experts_per_tok": k, "num_experts": 6})
+    torch.manual_seed(k)
+    layer = MoEFeedForward(config)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    layer.gate.weight.data[5] = 0  # and far behind: see the bias of x below
+    x = torch.randn(2, 31, 32) + layer.gate.weight[0].detach() * 3
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+    upstream = torch.randn(2, 31, 32)
+
+    def loop(x):
+        tokens = x.view(-1, 32)
+        probs = layer.gate(tokens).softmax(-1)
+        chosen = probs.topk(k).indices
+        total = torch.zeros_like(tokens)
+        for e in range(6):
+            gate, up, down = layer.gate_proj[e], layer.up_proj[e], layer.down_proj[e]
+            y = (F.silu(tokens @ gate.T) * (tokens @ up.T)) @ down.T
+            total = total + y * (probs[:, e] * (chosen == e).any(1))[:, None]
+        assert len(chosen.unique()) < 6  # someone is idle
+        return total.view_as(x)
+
+    def measure(function):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        y.backward(upstream)
+        return {"y": y.detach(), "x": leaf.grad} | gradients(layer)
+
+    assert largest_error(measure(lambda x: run(x)[0]), measure(loop)) <= 1e-4
+
+
+def test_expert_load_is_the_share_of_tokens_each_expert_got():
+    """model.expert_load [layers, E] counts the router's choices of the last forward pass."""
+    model = small_model(**MOE)
+    X = batch()[0]
+    choices = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(
+            lambda _module, _input, output: choices.append(output[1].topk(2).indices.flatten())
+        )
+    model(X)
+    for load, chosen in zip(model.expert_load, choices, strict=True):
+        assert torch.allclose(load, chosen.bincount(minlength=4) / len(chosen))
+    assert not any("expert_load" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("changes", [{}, MOE, {"dropout": 0.2}], ids=["dense", "moe", "dropout"])
+def test_activation_checkpointing_changes_no_bit(changes):
+    """Loss and gradients have the same bits; fewer tensors wait for the backward pass."""
+    model = small_model(**changes)
+    X, Y, loss_mask, document_ids = batch()
+    results, kept = [], []
+
+    def pack(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for model.activation_checkpointing in (False, True):
+        kept.append(0)
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits, aux_loss = model(X, document_ids)
+        (masked_cross_entropy(logits, Y, loss_mask) + aux_loss).backward()
+        results.append(gradients(model))
+    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+    assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_in_chunks_is_the_same_loss(monkeypatch, dtype):
+    """Large logits are taken some rows at a time: same loss, same gradients, same log p."""
+    _, Y, loss_mask, document_ids = batch()
+    torch.manual_seed(0)
+    logits = (torch.randn(*Y.shape, 97) * 3).to(dtype)
+    results = []
+    for chunk in (2**26, 97 * 50, 10):  # all at once, 50 tokens (the last fewer), one token
+        monkeypatch.setattr(losses, "CHUNK", chunk)
+        leaf = logits.clone().requires_grad_()
+        loss = masked_cross_entropy(leaf, Y, loss_mask)
+        loss.backward()
+        log_probs = document_log_probs(logits, Y, loss_mask, document_ids + 1, 2)
+        results.append((loss.detach(), leaf.grad, log_probs, token_cross_entropy(logits, Y)))
+    for other in results[1:]:
+        for found, expected in zip(other, results[0]):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_when_compiling_is_the_default():
+    """None: on CUDA, and on a CPU in long runs; a given flag is obeyed."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+
+    def compiles(flag, device, steps):
+        return cli.compiler(flag, device, steps)(masked_cross_entropy) is not masked_cross_entropy
+
+    assert compiles(None, cuda, 1) and compiles(True, cpu, 1)
+    assert not compiles(False, cuda, 9999) and not compiles(None, cpu, 100)
+    assert compiles(None, cpu, 5000)
