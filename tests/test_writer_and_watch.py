@@ -53,6 +53,82 @@ def test_a_save_holds_what_was_there_when_it_began(tmp_path):
     assert moments["weight.step"] == 1
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_next_step_waits_for_the_copy(tmp_path, monkeypatch, name):
+    """However slow the copy is, it is of the step that was saved: the optimizer waits for it."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    optimizer = build_optimizer(name, model, 0.1, 0.0)
+    may_copy, steps = threading.Event(), []
+
+    def update():
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        steps.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    class SlowWriter(CheckpointWriter):
+        def _copy(self, name, tensor):
+            assert may_copy.wait(10)
+            super()._copy(name, tensor)
+
+    update()
+    before = checkpoint.optimizer_tensors(model, optimizer)
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    writer = SlowWriter(tmp_path, 2, is_main=True)
+    writer.save(model, optimizer, state_of(1), lambda f, w: save_file(w, f / "model.safetensors"))
+    training = threading.Thread(target=update)
+    training.start()
+    training.join(0.3)
+    assert training.is_alive() and len(steps) == 1, "backward is done, the step is not"
+    may_copy.set()
+    training.join(10)
+    writer.close()
+    assert len(steps) == 2
+    folder = tmp_path / "step-00000001"
+    saved = load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+    for key, tensor in (steps[0] | before).items():
+        assert torch.equal(saved[key], tensor), key
+    assert not torch.equal(saved["0.weight"], steps[1]["0.weight"])
+
+
+def test_a_copy_that_fails_keeps_nobody_waiting(tmp_path, capsys):
+    """Out of host memory is a failed save: the next step goes on, and `close` tells."""
+
+    class PoorWriter(CheckpointWriter):
+        def _copy(self, name, tensor):
+            raise RuntimeError("not enough memory")
+
+    model, optimizer = small_model()
+    writer = PoorWriter(tmp_path, 2, is_main=True)
+    writer.save(model, optimizer, state_of(1), lambda folder, weights: None)
+    optimizer.step()
+    with pytest.raises(ValueError, match="step 1 was not saved: not enough memory"):
+        writer.close()
+    assert not checkpoint.step_folders(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_copied_from_beside_training(tmp_path):
+    """Steps that follow at once, and the kernels before, do not get into the copy."""
+    model = torch.nn.Linear(4096, 4096, device="cuda")
+    optimizer = build_optimizer("adamw", model, 0.1, 0.0)
+    writer, expected = CheckpointWriter(tmp_path, 9, is_main=True), []
+    for step in range(1, 6):
+        for _ in range(10):  # a queue of kernels that the save comes behind
+            model(torch.ones(4096, 4096, device="cuda")).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(model.weight.detach().clone())
+        writer.save(
+            model, optimizer, state_of(step), lambda f, w: save_file(w, f / "model.safetensors")
+        )
+    writer.close()
+    for step, weight in enumerate(expected, start=1):
+        saved = load_file(tmp_path / f"step-{step:08d}" / "model.safetensors")
+        assert torch.equal(saved["weight"], weight.cpu())
+
+
 def test_one_copy_serves_all_saves(tmp_path):
     """The host memory of the first save is that of the next ones: no more is ever taken."""
     model, optimizer = small_model()
