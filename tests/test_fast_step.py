@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
-from model.attention import blockwise_attention, document_starts, packed_rows
+from model.attention import (
+    attention,
+    blockwise_attention,
+    document_blocks,
+    document_starts,
+    packed_rows,
+)
 from model.config import LMConfig
 from model.model import MiniMindLM
 from model.moe import MoEFeedForward
@@ -91,6 +97,25 @@ def test_document_starts_are_where_the_id_changes():
     """Equal ids that do not touch are two documents."""
     starts = document_starts(torch.tensor([[7, 7, 9, 9, 9, 7]]))
     assert starts.tolist() == [[True, False, True, False, False, True]]
+
+
+def test_document_blocks_say_what_the_mask_says(monkeypatch):
+    """flex_attention by blocks of packed documents computes what the stock kernel does, masked."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 300, 16) for heads in (4, 2, 2))
+    documents = (torch.arange(300) // torch.tensor([[70], [130]])).contiguous()
+
+    def by_blocks(q, k, v, documents):
+        rows = packed_rows(documents)
+        rows = rows._replace(blocks=document_blocks(rows.runs))
+        return attention(q, k, v, rows)
+
+    compiled = torch.compile(by_blocks, dynamic=False, fullgraph=True, backend="aot_eager")
+    expected = attention(q, k, v, packed_rows(documents))
+    monkeypatch.setattr("model.attention.LONGEST_BLOCKWISE", 0)  # else chosen on a CPU
+    with torch.no_grad():
+        found = compiled(q, k, v, documents)
+    assert (found - expected).abs().max() <= 1e-5
 
 
 CASES = {  # changes, packed, dtype, largest error as a share of the largest value
@@ -233,6 +258,57 @@ def test_a_loss_in_chunks_is_the_same_loss(monkeypatch, dtype):
     for other in results[1:]:
         for found, expected in zip(other, results[0]):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("changes", [{}, MOE], ids=["dense", "moe"])
+def test_the_compiled_step_on_a_gpu(changes, packed):
+    """On CUDA in float32, loss and gradients are those of the CPU."""
+    model = small_model(**changes)
+    X, Y, loss_mask, document_ids = batch(T=300)
+    document_ids = document_ids if packed else None
+    logits, aux_loss = model(X, document_ids)
+    expected_loss = masked_cross_entropy(logits, Y, loss_mask) + aux_loss
+    expected_loss.backward()
+    expected = gradients(model)
+
+    model.cuda()
+    X, Y, loss_mask = X.cuda(), Y.cuda(), loss_mask.cuda()
+    document_ids = document_ids.cuda() if packed else None
+    compile = cli.compiler(None, torch.device("cuda"), total_steps=1)
+    compiled, masked_loss = compile(model), compile(masked_cross_entropy)
+    logits, aux_loss = compiled(X, document_ids)
+    loss = masked_loss(logits, Y, loss_mask) + aux_loss
+    loss.backward()
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-3)
+    assert largest_error({n: p.grad.cpu() for n, p in model.named_parameters()}, expected) <= 1e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("changes", [{}, MOE], ids=["dense", "moe"])
+def test_bfloat16_on_a_gpu(changes, packed):
+    """In bfloat16 the loss is near float32's, gradients are finite, no step waits for the GPU."""
+    model = small_model(**changes).cuda()
+    X, Y, loss_mask, document_ids = (t.cuda() for t in batch(T=300))
+    document_ids = document_ids if packed else None
+    with torch.no_grad():
+        expected = masked_cross_entropy(model(X, document_ids)[0], Y, loss_mask)
+    compile = cli.compiler(None, torch.device("cuda"), total_steps=1)
+    compiled, masked_loss = compile(model), compile(masked_cross_entropy)
+    for sync in ("default", "error"):  # the first step compiles, and may wait
+        model.zero_grad()
+        torch.cuda.set_sync_debug_mode(sync)
+        try:
+            with torch.autocast("cuda", torch.bfloat16):
+                logits, aux_loss = compiled(X, document_ids)
+                loss = masked_loss(logits, Y, loss_mask)
+            (loss + aux_loss).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.item() == pytest.approx(expected.item(), rel=5e-2)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_when_compiling_is_the_default():

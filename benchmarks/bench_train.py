@@ -1,0 +1,370 @@
+"""How fast a training step is: ours beside transformers and beside a plain float32 step.
+
+    python benchmarks/bench_train.py                                     # preset small, rows of 512
+    python benchmarks/bench_train.py --preset base --seq_len 1024 --batch_size 32     # on a GPU
+    python benchmarks/bench_train.py --moe                # 4 experts, top-1, against a dense model
+    python benchmarks/bench_train.py --sft chats.jsonl --seq_len 768     # packed against padded
+    python benchmarks/bench_train.py --suite --sft chats.jsonl           # all three, in ten minutes
+
+A step is forward, loss, backward, clipping and AdamW, on the same dimensions for everyone. The
+contenders take turns in one process, one step each per round; a figure is the median over the
+rounds after warm-up. On a machine that others use too only the ratios mean something; there the
+column "CPU s" (processor seconds of all threads) is the steadier one.
+
+    tokens/s   useful tokens: those of the data, not padding
+    share      of the arithmetic rate: useful tokens/s · FLOP per token / the rate of a product of
+               two 4096 × 4096 matrices (2048 on a CPU) in the same dtype, measured in every round
+    FLOP       per token 6 N + 12 L A D c: N parameters that multiply (no embedding lookup, the
+               experts a token is sent to alone), L layers, A heads of D channels, c the tokens that
+               a token sees on average ((T + 1) / 2 in a row of one document); backward is twice
+               the forward pass
+    memory     weights, gradients, moments and activations at the step's peak
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+
+from dataset.conversations import read_conversations
+from dataset.sft import EncodedConversations, SFTDataset
+from dataset.tokenizer import load_tokenizer
+from model.config import PRESETS, LMConfig
+from model.model import MiniMindLM
+from training import cli
+from training.losses import masked_cross_entropy
+from training.optimizers import build_optimizer
+
+
+class Batch(NamedTuple):
+    """X, Y int64 [B, T]; loss_mask [B, T]; document_ids [B, T] or None; useful: tokens of data."""
+
+    X: torch.Tensor
+    Y: torch.Tensor
+    loss_mask: torch.Tensor
+    document_ids: torch.Tensor | None
+    useful: int
+
+
+class Contender(NamedTuple):
+    """step(batch) does one update; mean_context: tokens a token sees on average."""
+
+    name: str
+    step: Callable[[Batch], None]
+    batches: list[Batch]
+    config: LMConfig
+    model: torch.nn.Module
+    mean_context: float
+
+
+def parse_args():
+    parser = cli.new_parser(__doc__)
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="small", help="named size")
+    add("--seq_len", type=cli.at_least(2), default=512, help="tokens per row")
+    add("--batch_size", type=cli.at_least(1), default=8, help="rows per step")
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of ours, autocast")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--compile", **cli.BOOL, default=True, help="compile our step")
+    add("--moe", action="store_true", help="4 experts, top-1, against the dense model")
+    add("--sft", type=Path, default=None, help="conversations: packed rows against padded ones")
+    add("--suite", action="store_true", help="pretraining, experts, and --sft at 768 if given")
+    add("--rounds", type=cli.at_least(5), default=5, help="steps measured of each contender")
+    add("--only_ours", action="store_true", help="no comparison: our step alone")
+    return parser.parse_args()
+
+
+def our_step(model: MiniMindLM, device, dtype: torch.dtype, compile: bool) -> Callable:
+    """The step of the training scripts."""
+    wrap = cli.compiler(compile, device, total_steps=1)
+    run, masked_loss = wrap(model), wrap(masked_cross_entropy)
+    optimizer = build_optimizer("adamw", model, 1e-4, 0.1)
+
+    def step(batch: Batch):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits, aux_loss = run(batch.X, batch.document_ids)
+            loss = masked_loss(logits, batch.Y, batch.loss_mask) + aux_loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def transformers_step(model, device, dtype: torch.dtype, compile: bool) -> Callable:
+    """transformers' own model and loss in one graph, under autocast, with the same fused AdamW.
+
+    Padding is on the right, so causal attention never sees it and needs no mask, which would make
+    attention slower.
+    """
+    run = torch.compile(model, dynamic=False) if compile else model
+    optimizer = build_optimizer("adamw", model, 1e-4, 0.1)
+
+    def step(batch: Batch):
+        labels = torch.full_like(batch.X, -100)  # shifted by the model
+        labels[:, 1:] = batch.Y[:, :-1].masked_fill(batch.loss_mask[:, :-1] == 0, -100)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = run(input_ids=batch.X, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def plain_step(model: MiniMindLM) -> Callable:
+    """What small repositories do on a CPU: float32, nothing compiled, AdamW tensor by tensor."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(batch: Batch):
+        logits, _ = model(batch.X)
+        F.cross_entropy(logits.flatten(0, 1), batch.Y.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def random_batches(config: LMConfig, args, device) -> list[Batch]:
+    """One batch of random ids: a step's speed does not depend on what it reads."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, args.batch_size, args.seq_len)
+    X, Y = torch.randint(config.vocab_size, shape, generator=generator).to(device)
+    return [Batch(X, Y, torch.ones(X.shape, device=device), None, X.numel())]
+
+
+def sft_batches(dataset: SFTDataset, args, device) -> tuple[list[Batch], float]:
+    """Full batches of the dataset's rows in random order, and how many tokens a token sees."""
+    rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+    batches, lengths = [], []
+    for start in range(0, len(rows) - args.batch_size + 1, args.batch_size)[: args.rounds + 2]:
+        items = [dataset[i] for i in rows[start : start + args.batch_size]]
+        X, Y, loss_mask, document_ids = (torch.stack(part) for part in zip(*items))
+        useful = 0
+        for ids, y in zip(document_ids, Y):
+            for run, count in zip(*torch.unique_consecutive(ids, return_counts=True)):
+                if (y[ids == run] != dataset.encoded.eos_id).any():  # else filling
+                    lengths.append(count.item())
+                    useful += count.item()
+        tensors = [t.to(device) for t in (X, Y, loss_mask, document_ids)]
+        batches.append(Batch(*tensors, useful))
+    return batches, sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)
+
+
+def theirs(config: LMConfig, device):
+    """transformers' model of the same dimensions with fresh weights in float32."""
+    kind = Qwen3MoeConfig if config.use_moe else Qwen3Config
+    numbers = kind.from_dict(config.to_hf_dict())
+    model = AutoModelForCausalLM.from_config(numbers, attn_implementation="sdpa")
+    return model.float().to(device).train()
+
+
+def flop_per_token(config: LMConfig, mean_context: float) -> float:
+    """6 N + 12 L A D c, see the top of this file."""
+    C, L = config.hidden_size, config.num_hidden_layers
+    A, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    width = config.intermediate_size
+    if config.use_moe:
+        width = config.moe_intermediate_size * config.num_experts_per_tok
+    per_layer = 2 * C * A * D + 2 * C * K * D + 3 * C * width
+    return 6 * (L * per_layer + C * config.vocab_size) + 12 * L * A * D * mean_context
+
+
+def measure(contenders: list[Contender], device, dtype: torch.dtype, rounds: int) -> list[dict]:
+    """Let everyone take turns, two rounds to warm up and `rounds` that count."""
+    cuda = device.type == "cuda"
+    size = 4096 if cuda else 2048
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+
+    def timed(function, *args) -> tuple[float, float]:
+        """Wall and processor seconds of a call."""
+        if cuda:
+            torch.cuda.synchronize()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        function(*args)
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, time.process_time() - cpu_start
+
+    rates, times = [], {c.name: [] for c in contenders}
+    first, memory = {}, {}
+    for c in contenders:  # the first step compiles, the second measures memory
+        first[c.name] = timed(c.step, c.batches[0])[0]
+        memory[c.name] = peak_memory(c, device)
+    for i in range(rounds):
+        for c in contenders:
+            batch = c.batches[(i + 1) % len(c.batches)]
+            wall, cpu = timed(c.step, batch)
+            times[c.name].append((batch.useful / wall, cpu, wall))
+        rates.append(2 * 5 * size**3 / timed(lambda: [matrix @ matrix for _ in range(5)])[0])
+    rate = statistics.median(rates)
+    results = []
+    for c in contenders:
+        speed, cpu, wall = (statistics.median(column) for column in zip(*times[c.name]))
+        results.append({
+            "name": c.name, "tokens_per_s": speed, "step_s": wall, "cpu_s": cpu,
+            "share": speed * flop_per_token(c.config, c.mean_context) / rate,
+            "memory_gb": memory[c.name] / 1e9, "first_step_s": first[c.name],
+            "arithmetic_rate": rate,
+        })  # fmt: skip
+    return results
+
+
+def peak_memory(contender: Contender, device) -> float:
+    """Bytes in use at the peak of a step: weights, moments, gradients and activations.
+
+    On Linux CPUs weights and moments are counted, and the process's largest growth during the step
+    is added: the kernel's high-water mark after everything free was given back.
+    """
+    batch, model = contender.batches[0], contender.model
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        contender.step(batch)  # the other contenders' weights and moments are in it: subtract them
+        state = sum(p.numel() for p in model.parameters()) * 12
+        before = torch.cuda.memory_allocated()
+        return torch.cuda.max_memory_allocated() - before + state
+    state = sum(p.numel() for p in model.parameters()) * 12
+    if not sys.platform.startswith("linux"):
+        contender.step(batch)
+        return float("nan")
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status_bytes("VmRSS")
+    contender.step(batch)
+    return state + status_bytes("VmHWM") - before
+
+
+def status_bytes(key: str) -> int:
+    """A number of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+# A scenario builds its contenders, ours first, and says how many times as fast ours is meant to be.
+
+
+def pretrain(args, device, dtype) -> tuple[list[Contender], dict]:
+    """Ours, transformers and the plain step on rows of one document."""
+    config = LMConfig.preset(args.preset)
+    batches, context = random_batches(config, args, device), (args.seq_len + 1) / 2
+    kind = f"{args.dtype}, {'compiled' if args.compile else 'eager'}"
+    model = MiniMindLM(config).to(device)
+    entries = [(f"ours, {kind}", our_step(model, device, dtype, args.compile), model)]
+    if not args.only_ours:
+        for compile in (True, False):
+            model = theirs(config, device)
+            name = f"transformers, {args.dtype}, {'compiled' if compile else 'eager'}"
+            entries.append((name, transformers_step(model, device, dtype, compile), model))
+        model = MiniMindLM(config).to(device)
+        entries.append(("plain, float32, eager", plain_step(model), model))
+    contenders = [Contender(n, s, batches, config, m, context) for n, s, m in entries]
+    bars = {"plain, float32, eager": 5.0, f"transformers, {args.dtype}, compiled": 1.4}
+    return contenders, bars
+
+
+def experts(args, device, dtype) -> tuple[list[Contender], dict]:
+    """4 experts of which each token uses one, against the dense model with those dimensions."""
+    dense = LMConfig.preset(args.preset)
+    moe = LMConfig.preset(args.preset, use_moe=True, num_experts=4, num_experts_per_tok=1)
+    contenders = []
+    for name, config in (("ours, 4 experts, top-1", moe), ("ours, dense", dense)):
+        model = MiniMindLM(config).to(device)
+        step = our_step(model, device, dtype, args.compile)
+        batches, context = random_batches(config, args, device), (args.seq_len + 1) / 2
+        contenders.append(Contender(name, step, batches, config, model, context))
+        if args.only_ours:
+            break
+    return contenders, {"ours, dense": 0.8}  # a step of 1.25 times the length
+
+
+def fine_tuning(args, device, dtype) -> tuple[list[Contender], dict]:
+    """Our packed rows against transformers with a padded row for every conversation."""
+    config = LMConfig.preset(args.preset)
+    tokenizer = load_tokenizer("model/tokenizer")
+    encoded = EncodedConversations(read_conversations([args.sft], "skip"), tokenizer, args.seq_len)
+    model = MiniMindLM(config).to(device)
+    batches, context = sft_batches(SFTDataset(encoded, args.seq_len), args, device)
+    step = our_step(model, device, dtype, args.compile)
+    contenders = [Contender("ours, packed", step, batches, config, model, context)]
+    if not args.only_ours:
+        model = theirs(config, device)
+        padded = SFTDataset(encoded, args.seq_len, packing=False)
+        batches, context = sft_batches(padded, args, device)
+        step = transformers_step(model, device, dtype, compile=True)
+        name = "transformers, compiled, padded"
+        contenders.append(Contender(name, step, batches, config, model, context))
+    return contenders, {"transformers, compiled, padded": 4.0}
+
+
+def report(title: str, results: list[dict], bars: dict) -> dict:
+    """Print a table; give back the ratios of our speed to everyone's."""
+    print(f"\n{title}; products: {results[0]['arithmetic_rate'] / 1e12:.2f} TFLOP/s")
+    columns = f"{'':34s}{'tokens/s':>10s}{'step s':>9s}{'CPU s':>8s}"
+    print(columns + f"{'share':>8s}{'memory GB':>11s}{'first s':>9s}{'ours is':>9s}")
+    ratios = {}
+    for r in results:
+        ratio = results[0]["tokens_per_s"] / r["tokens_per_s"]
+        ratios[r["name"]] = ratio
+        print(
+            f"{r['name']:34s}{r['tokens_per_s']:10,.0f}{r['step_s']:9.3f}{r['cpu_s']:8.2f}"
+            f"{r['share']:8.1%}{r['memory_gb']:11.2f}{r['first_step_s']:9.1f}{ratio:8.2f}x"
+        )
+    for name, bar in bars.items():
+        if name in ratios:
+            met = "reached" if ratios[name] >= bar else "NOT reached"
+            print(f"    at least {bar:g} times '{name}': {met} ({ratios[name]:.2f})")
+    return ratios
+
+
+def main():
+    args = parse_args()
+    has_gpu = torch.cuda.is_available()
+    device = torch.device({"auto": "cuda" if has_gpu else "cpu"}.get(args.device, args.device))
+    dtype = getattr(torch, args.dtype)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {where}")
+    runs = []
+    if args.suite or not (args.moe or args.sft):
+        runs.append(("pretrain", pretrain, args))
+    if args.suite or args.moe:
+        runs.append(("experts", experts, args))
+    if args.sft:
+        at_768 = argparse.Namespace(**vars(args) | ({"seq_len": 768} if args.suite else {}))
+        runs.append(("fine-tuning", fine_tuning, at_768))
+    summary = {"torch": torch.__version__, "device": where, "preset": args.preset}
+    for name, build, settings in runs:
+        torch.manual_seed(0)
+        contenders, bars = build(settings, device, dtype)
+        results = measure(contenders, device, dtype, args.rounds)
+        title = f"{name}: {args.preset}, {settings.batch_size} × {settings.seq_len}"
+        ratios = report(title, results, bars)
+        summary[name] = {"results": results, "ratios": ratios}
+        del contenders
+        torch._dynamo.reset()
+        gc.collect()
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    cli.run(main)
