@@ -54,7 +54,7 @@ class Trainer:
         config = LMConfig.preset(args.preset)
         self.device, self.out_dir = args.device, out_dir
         self.model = MiniMindLM(config).to(args.device)
-        self.optimizer = build_optimizer("adamw", self.model, 1e-3, 0.1)
+        self.optimizer = build_optimizer("adamw", self.model, 1e-3, 0.1, torch.float32)
         self.writer = CheckpointWriter(out_dir, keep=2, is_main=True)
         self.X = torch.randint(config.vocab_size, (args.batch_size, 256), device=args.device)
         dtype = choose_dtype("auto", torch.device(args.device))

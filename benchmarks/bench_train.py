@@ -94,7 +94,7 @@ def our_step(model: MiniMindLM, device, dtype: torch.dtype, compile: bool) -> Ca
     """The step of the training scripts."""
     wrap = cli.compiler(compile, device, total_steps=1)
     run, masked_loss = wrap(model), wrap(masked_cross_entropy)
-    optimizer = build_optimizer("adamw", model, 1e-4, 0.1)
+    optimizer = build_optimizer("adamw", model, 1e-4, 0.1, torch.float32)
 
     def step(batch: Batch):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -115,7 +115,7 @@ def transformers_step(model, device, dtype: torch.dtype, compile: bool) -> Calla
     attention slower.
     """
     run = torch.compile(model, dynamic=False) if compile else model
-    optimizer = build_optimizer("adamw", model, 1e-4, 0.1)
+    optimizer = build_optimizer("adamw", model, 1e-4, 0.1, torch.float32)
 
     def step(batch: Batch):
         labels = torch.full_like(batch.X, -100)  # shifted by the model

@@ -58,7 +58,7 @@ def test_the_next_step_waits_for_the_copy(tmp_path, monkeypatch, name):
     """However slow the copy is, it is of the step that was saved: the optimizer waits for it."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
-    optimizer = build_optimizer(name, model, 0.1, 0.0)
+    optimizer = build_optimizer(name, model, 0.1, 0.0, torch.float32)
     may_copy, steps = threading.Event(), []
 
     def update():
@@ -112,7 +112,7 @@ def test_a_copy_that_fails_keeps_nobody_waiting(tmp_path, capsys):
 def test_a_gpu_is_copied_from_beside_training(tmp_path):
     """Steps that follow at once, and the kernels before, do not get into the copy."""
     model = torch.nn.Linear(4096, 4096, device="cuda")
-    optimizer = build_optimizer("adamw", model, 0.1, 0.0)
+    optimizer = build_optimizer("adamw", model, 0.1, 0.0, torch.float32)
     writer, expected = CheckpointWriter(tmp_path, 9, is_main=True), []
     for step in range(1, 6):
         for _ in range(10):  # a queue of kernels that the save comes behind
