@@ -176,7 +176,8 @@ def main():
         save_model(model, folder, [tokenizer.control_id(IM_END), tokenizer.eos_id], weights)
         tokenizer.save(folder, chat_template=True)  # the sign of a chat model
 
-    flops = flops_per_token(model, args.max_seq_len) * sampler.rows_per_update * args.max_seq_len
+    positions = sampler.rows_per_update * args.max_seq_len  # of an update
+    flops = flops_per_token(model, args.max_seq_len / 2) * positions
     log = RunLog(args.out_dir, total_steps, state, ranks.is_main, args, flops, ranks, dtype)
     log.say(
         f"{model.num_parameters() / 1e6:.1f}M parameters, "

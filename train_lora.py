@@ -183,7 +183,8 @@ def main():
         lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
         tokenizer.save(folder, chat_template=True)
 
-    flops = flops_per_token(model, args.max_seq_len) * sampler.rows_per_update * args.max_seq_len
+    positions = sampler.rows_per_update * args.max_seq_len  # of an update
+    flops = flops_per_token(model, args.max_seq_len / 2) * positions
     log = RunLog(args.out_dir, total_steps, state, ranks.is_main, args, flops, ranks, dtype)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(

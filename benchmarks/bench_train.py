@@ -14,10 +14,7 @@ column "CPU s" (processor seconds of all threads) is the steadier one.
     tokens/s   useful tokens: those of the data, not padding
     share      of the arithmetic rate: useful tokens/s · FLOP per token / the rate of a product of
                two 4096 × 4096 matrices (2048 on a CPU) in the same dtype, measured in every round
-    FLOP       per token 6 N + 12 L A D c: N parameters that multiply (no embedding lookup, the
-               experts a token is sent to alone), L layers, A heads of D channels, c the tokens that
-               a token sees on average ((T + 1) / 2 in a row of one document); backward is twice
-               the forward pass
+    FLOP       per token as training/speed.py counts them
     memory     weights, gradients, moments and activations at the step's peak
 """
 
@@ -50,6 +47,7 @@ from model.model import MiniMindLM
 from training import cli
 from training.losses import masked_cross_entropy
 from training.optimizers import build_optimizer
+from training.speed import flops_per_token
 
 
 class Batch(NamedTuple):
@@ -63,14 +61,13 @@ class Batch(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """step(batch) does one update; mean_context: tokens a token sees on average."""
+    """step(batch) does one update; flops: operations per useful token."""
 
     name: str
     step: Callable[[Batch], None]
     batches: list[Batch]
-    config: LMConfig
+    flops: float
     model: torch.nn.Module
-    mean_context: float
 
 
 def parse_args():
@@ -178,17 +175,6 @@ def theirs(config: LMConfig, device):
     return model.float().to(device).train()
 
 
-def flop_per_token(config: LMConfig, mean_context: float) -> float:
-    """6 N + 12 L A D c, see the top of this file."""
-    C, L = config.hidden_size, config.num_hidden_layers
-    A, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    width = config.intermediate_size
-    if config.use_moe:
-        width = config.moe_intermediate_size * config.num_experts_per_tok
-    per_layer = 2 * C * A * D + 2 * C * K * D + 3 * C * width
-    return 6 * (L * per_layer + C * config.vocab_size) + 12 * L * A * D * mean_context
-
-
 def measure(contenders: list[Contender], device, dtype: torch.dtype, rounds: int) -> list[dict]:
     """Let everyone take turns, two rounds to warm up and `rounds` that count."""
     cuda = device.type == "cuda"
@@ -222,7 +208,7 @@ def measure(contenders: list[Contender], device, dtype: torch.dtype, rounds: int
         speed, cpu, wall = (statistics.median(column) for column in zip(*times[c.name]))
         results.append({
             "name": c.name, "tokens_per_s": speed, "step_s": wall, "cpu_s": cpu,
-            "share": speed * flop_per_token(c.config, c.mean_context) / rate,
+            "share": speed * c.flops / rate,
             "memory_gb": memory[c.name] / 1e9, "first_step_s": first[c.name],
             "arithmetic_rate": rate,
         })  # fmt: skip
@@ -278,7 +264,8 @@ def pretrain(args, device, dtype) -> tuple[list[Contender], dict]:
             entries.append((name, transformers_step(model, device, dtype, compile), model))
         model = MiniMindLM(config).to(device)
         entries.append(("plain, float32, eager", plain_step(model), model))
-    contenders = [Contender(n, s, batches, config, m, context) for n, s, m in entries]
+    flops = flops_per_token(entries[0][2], context)
+    contenders = [Contender(n, s, batches, flops, m) for n, s, m in entries]
     bars = {"plain, float32, eager": 5.0, f"transformers, {args.dtype}, compiled": 1.4}
     return contenders, bars
 
@@ -292,7 +279,7 @@ def experts(args, device, dtype) -> tuple[list[Contender], dict]:
         model = MiniMindLM(config).to(device)
         step = our_step(model, device, dtype, args.compile)
         batches, context = random_batches(config, args, device), (args.seq_len + 1) / 2
-        contenders.append(Contender(name, step, batches, config, model, context))
+        contenders.append(Contender(name, step, batches, flops_per_token(model, context), model))
         if args.only_ours:
             break
     return contenders, {"ours, dense": 0.8}  # a step of 1.25 times the length
@@ -306,14 +293,15 @@ def fine_tuning(args, device, dtype) -> tuple[list[Contender], dict]:
     model = MiniMindLM(config).to(device)
     batches, context = sft_batches(SFTDataset(encoded, args.seq_len), args, device)
     step = our_step(model, device, dtype, args.compile)
-    contenders = [Contender("ours, packed", step, batches, config, model, context)]
+    flops = flops_per_token(model, context)
+    contenders = [Contender("ours, packed", step, batches, flops, model)]
     if not args.only_ours:
         model = theirs(config, device)
         padded = SFTDataset(encoded, args.seq_len, packing=False)
-        batches, context = sft_batches(padded, args, device)
+        batches, _ = sft_batches(padded, args, device)
         step = transformers_step(model, device, dtype, compile=True)
         name = "transformers, compiled, padded"
-        contenders.append(Contender(name, step, batches, config, model, context))
+        contenders.append(Contender(name, step, batches, flops, model))
     return contenders, {"transformers, compiled, padded": 4.0}
 
 

@@ -9,14 +9,15 @@ import torch
 from model.model import MiniMindLM
 
 
-def flops_per_token(model: MiniMindLM, seq_len: int) -> float:
+def flops_per_token(model: MiniMindLM, context: float) -> float:
     """Floating-point operations of forward and backward pass for one position of a row.
+
+    context: the tokens that a token looks at on average, half a row in causal attention.
 
     A product with a weight takes 2 operations per weight and token forward, 2 for the gradient of
     its input and 2 for that of the weight: 6 N (Kaplan et al. 2020), 4 N where it is frozen. N
     counts the head, and of several experts those that a token goes through, but not the embedding,
-    which is looked up. Causal attention adds 6 L T A D, half of what full attention would take
-    (Chowdhery et al. 2022, appendix B).
+    which is looked up. Attention adds 12 L A D · context (Chowdhery et al. 2022, appendix B).
     """
     config = model.config
     C, L, D = config.hidden_size, config.num_hidden_layers, config.head_dim
@@ -27,7 +28,7 @@ def flops_per_token(model: MiniMindLM, seq_len: int) -> float:
         feed_forward = experts + C * config.num_experts
     weights = L * (2 * C * A * D + 2 * C * K * D + feed_forward) + C * config.vocab_size
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return (4 + 2 * trained / model.num_parameters()) * weights + 6 * L * seq_len * A * D
+    return (4 + 2 * trained / model.num_parameters()) * weights + 12 * L * A * D * context
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
