@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+CHATS ?= ../shared/data/sft_alpaca_en_zh.jsonl
 
-.PHONY: demo install test test-slow clean
+.PHONY: demo install test test-slow bench clean
 
 # Writes a small corpus, trains a 5M model on it in four stages, and says what each has improved:
 # about twelve minutes on two CPU cores. The allocator keeps its pages (glibc): a step is faster.
@@ -36,7 +37,18 @@ test: $(VENV)/.installed-dev
 	$(RUN) -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m slow -s
+	$(RUN) -m pytest -n 2 -m slow -rP
+
+# Every speed claim on a CPU, with its table and a JSON line: under half an hour on two cores. Let
+# nothing else run beside. benchmarks/gpu.sh does the same on a GPU.
+bench: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+bench: export MALLOC_TRIM_THRESHOLD_ = 1073741824
+bench: $(VENV)/.installed
+	$(RUN) benchmarks/bench_train.py --suite $(if $(wildcard $(CHATS)),--sft $(CHATS))
+	$(RUN) benchmarks/bench_generate.py
+	$(RUN) benchmarks/bench_data.py
+	$(RUN) benchmarks/bench_checkpoint.py
+	$(RUN) benchmarks/bench_time_to_loss.py
 
 $(VENV)/.installed: requirements.txt
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -94,7 +94,7 @@ def main():
     config = cli.build_config(args, tokenizer.vocab_size)
 
     # (3) under torchrun: join the process group, take this rank's device
-    ranks = init_distributed(args.device)
+    ranks = init_distributed(args.device, args.deterministic)
     device, stop = ranks.device, Stopping(ranks)
     dtype = cli.choose_dtype(args.dtype, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -129,6 +129,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--compile", **BOOL, default=None, help=text + f"of {LONG_RUN:,} or more steps")
     text = "keep only each block's input for the backward pass: less memory, a third more work"
     add("--activation_checkpointing", action="store_true", help=text)
+    text = "on a GPU, kernels that give the same bits every time (slower; a CPU's do anyway)"
+    add("--deterministic", action="store_true", help=text)
     text = "raise --batch_size to the largest that fits, lower --accumulation_steps by as much"
     add("--auto_batch", action="store_true", help=text)
     text = "share out parameters, gradients and optimizer state among the ranks (FSDP2)"

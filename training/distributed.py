@@ -39,12 +39,16 @@ class Ranks:
         return self.world_size > 1
 
 
-def init_distributed(device: str = "auto") -> Ranks:
+def init_distributed(device: str = "auto", deterministic: bool = False) -> Ranks:
     """Join the process group torchrun has prepared, if any (nccl on GPUs, gloo on CPUs).
 
     device: "auto" takes this rank's GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1",
-    "mps" are taken at their word. Raises ValueError for a device that is not there.
+    "mps" are taken at their word. deterministic: kernels on a GPU that give the same bits every
+    time, where there are such; others warn. Raises ValueError for a device that is not there.
     """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device(device, local_rank)
