@@ -33,8 +33,8 @@ class EncodedConversations:
     in `num_too_long`. `oddities` holds the counts over all conversations that came, also in both
     parts after `split`.
 
-    All of it is held in memory: 5 bytes a token (id and mask), twice that while it is joined or
-    split, and about 300 bytes a conversation.
+    All of it is held in memory: 5 bytes a token (id and mask) and 100 a conversation; while it is
+    joined or split twice that for tokens and 350 for a conversation.
     """
 
     def __init__(
