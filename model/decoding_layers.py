@@ -40,8 +40,9 @@ class PackedLinear(nn.Module):
         """x [..., in] → [..., out]."""
         if not torch.compiler.is_compiling():
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        if x.numel() == x.shape[-1]:  # one token: a sum that the compiler turns into one pass
-            return _product_as_sum(self.weight, x).to(x.dtype)
+        if x.numel() == x.shape[-1]:  # one token: the compiler makes one loop of product and sum
+            y = (self.weight.float() * x.flatten().float()).sum(-1)  # [out]
+            return y.to(x.dtype).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight)
 
 
@@ -66,20 +67,10 @@ class Int8Linear(nn.Module):
         """x [..., in] → [..., out]."""
         tokens = x.numel() // x.shape[-1]  # N
         on_cpu = x.device.type == "cpu"
-        if torch.compiler.is_compiling() and on_cpu and tokens == 1:
-            return (_product_as_sum(self.weight, x) * self.scale).to(x.dtype)
         if on_cpu and x.dtype == torch.bfloat16 and self.in_tiles and tokens <= DEQUANTISE_ABOVE:
             y = torch._weight_int8pack_mm(x.reshape(tokens, -1), self.weight, self.scale)
             return y.view(*x.shape[:-1], -1)
-        return (
-            F.linear(x, self.weight.to(x.dtype)) * self.scale
-        )  # one kernel when compiled for CUDA
-
-
-def _product_as_sum(weight: Tensor, x: Tensor) -> Tensor:
-    """weight [out, in] times one token x [1, ..., 1, in], summed in float32: [1, ..., 1, out]."""
-    y = (weight.float() * x.flatten().float()).sum(-1)
-    return y.view(*x.shape[:-1], -1)
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale  # unpacked first, then scaled
 
 
 class ExpertsForDecoding(MoEFeedForward):

@@ -68,7 +68,8 @@ class KVCache:
         """Beside `lengths`: make room for one more token in every row."""
         self.length += 1
         self.lengths += 1
-        self.slots = torch.arange(self.length + 1, device=self.slots.device)
+        if len(self.slots) <= self.length:  # else all slots are looked at, in a CUDA graph
+            self.slots = torch.arange(self.length + 1, device=self.slots.device)
 
     def keep_rows(self, rows: Tensor):
         """The others leave the batch. rows: int64, increasing."""
@@ -179,17 +180,24 @@ class PromptCache:
         self.ids: list[int] = []  # the tokens that `cache` holds
         self.cache: KVCache | None = None
 
-    def copy_into(self, cache: KVCache, prompt: list[int]):
-        """Fill an empty cache with what is known of the prompt, its last token left out."""
+    def take(self, config: LMConfig, prompt: list[int], max_tokens: int, device, dtype) -> KVCache:
+        """The cache, with room for `max_tokens`, holding what is known of the prompt.
+
+        The prompt's last token is never held: the model is asked what comes after it.
+        """
         same = 0
         while same < min(len(self.ids), len(prompt) - 1) and self.ids[same] == prompt[same]:
             same += 1
-        if same == 0:
-            return
         old = self.cache
-        for new, known in zip((*cache.keys, *cache.values), (*old.keys, *old.values)):
-            new[:, :, :same] = known[:, :, :same]
-        cache.length = same
+        if old is None or old.keys[0].shape[2] < max_tokens:
+            self.cache = KVCache(config, 1, max_tokens, device, dtype)
+            if same > 0:
+                new = (*self.cache.keys, *self.cache.values)
+                for to, known in zip(new, (*old.keys, *old.values)):
+                    to[:, :, :same] = known[:, :, :same]
+        self.ids = prompt[:same]
+        self.cache.length, self.cache.lengths = same, None
+        return self.cache
 
 
 def next_logits(model: MiniMindLM, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -212,9 +220,9 @@ def fix_shapes(cache: KVCache, lengths: Tensor):
     """Turn the cache into one that `compiled_next_logits` can take again and again."""
     cache.set_lengths(lengths)
     buffers = (*cache.keys, *cache.values)
-    if lengths.device.type == "cuda":
+    if lengths.device.type == "cuda":  # a CUDA graph writes to fixed addresses
         cache.slots = torch.arange(buffers[0].shape[2], device=lengths.device)
-        for tensor in (*buffers, cache.lengths, cache.slots):
+        for tensor in buffers:
             torch._dynamo.mark_static_address(tensor)
         return
     torch._dynamo.mark_dynamic(cache.slots, 0)
@@ -236,8 +244,9 @@ def generate(
     """Yield the token ids that follow `prompt`, one by one, until a stop id (which is yielded too).
 
     prompt_cache: from the call before; what the prompts have in common is not computed again.
-    compiled: run the steps after the prompt as one compiled function. The first two take as long as
-    compiling does; meant for many calls, on a model from `decoding_layers.for_decoding`.
+    compiled: run the steps after the prompt as one compiled function, which the first call has to
+    compile; meant for a model from `decoding_layers.for_decoding`. On a GPU calls that share a
+    prompt_cache share the CUDA graph; another cache is another graph.
     sampling: temperature, top_k, top_p, repetition_penalty as in `sample`. seed: makes the draw
     repeatable. Ends early when the model's max_position_embeddings are used up. Raises ValueError
     for an empty prompt or one that leaves no room.
@@ -247,10 +256,9 @@ def generate(
     device, dtype = _device_and_dtype(model)
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     total = len(prompt) + max_new_tokens
-    slots = total if not compiled else -(-total // 256) * 256  # few sizes, so few CUDA graphs
-    cache = KVCache(model.config, 1, slots, device, dtype)
-    if prompt_cache is not None:
-        prompt_cache.copy_into(cache, prompt)
+    slots = -(-total // 256) * 256  # so that a chat does not outgrow its cache at every turn
+    prompt_cache = PromptCache() if prompt_cache is None else prompt_cache
+    cache = prompt_cache.take(model.config, prompt, slots, device, dtype)
     tokens = torch.empty(1, total, dtype=torch.int64, device=device)
     tokens[0, : len(prompt)] = torch.tensor(prompt)
     try:
@@ -260,7 +268,10 @@ def generate(
             else:
                 if cache.lengths is None:
                     fix_shapes(cache, torch.tensor([cache.length], device=device))
-                logits = compiled_next_logits(device.type)(model, tokens[:, end - 1 : end], cache)
+                last = tokens[0, end - 1 : end][
+                    None
+                ]  # [1, 1], and strides that are always the same
+                logits = compiled_next_logits(device.type)(model, last, cache)
                 cache.next_slot()
             tokens[:, end] = sample(logits, tokens[:, :end], generator=generator, **sampling)
             token = int(tokens[0, end])
@@ -268,9 +279,7 @@ def generate(
             if token in stop_ids:
                 return
     finally:  # also when the caller has heard enough
-        if prompt_cache is not None:
-            prompt_cache.ids = tokens[0, : cache.length].tolist()
-            prompt_cache.cache = cache
+        prompt_cache.ids = tokens[0, : cache.length].tolist()
 
 
 def room_after(model: MiniMindLM, prompt: list[int]) -> int:

@@ -1,0 +1,213 @@
+"""How fast text is written: ours against transformers' generate, and against the memory's limit.
+
+    python benchmarks/bench_generate.py                    # preset base: five minutes on 2 cores
+    python benchmarks/bench_generate.py --preset demo --new_tokens 64 --no-compile
+    python benchmarks/bench_generate.py --device cuda
+
+Both sides open one folder with random weights and write the same number of tokens, greedily. All
+variants take turns in one process; the figures are medians of --repeats rounds after a warm-up.
+The limit is the time to read every weight once per token, at the rate measured in the same rounds
+(the sum of 1 GiB of float32, all threads). Last comes one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import transformers
+
+from model.config import PRESETS, LMConfig
+from model.decoding_layers import for_decoding
+from model.generation import PromptCache, generate, generate_batch
+from model.hf_format import load_model, save_model
+from model.model import MiniMindLM
+
+GIB = 2**30
+
+
+def parse_args():
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
+    add = parser.add_argument
+    add("--preset", choices=list(PRESETS), default="base", help="size of the model")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add("--prompt_tokens", type=int, default=64, help="tokens of every prompt")
+    add("--new_tokens", type=int, default=256, help="tokens to write after it")
+    text = "rows written together"
+    add("--batch_sizes", type=int, nargs="*", default=[8, 32, 64], help=text)
+    text = "lengths to measure the time to the first token for, in tokens"
+    add("--prompt_lengths", type=int, nargs="*", default=[16, 64, 512], help=text)
+    add("--repeats", type=int, default=5, help="rounds after the warm-up")
+    text = "also measure compiled steps (compiling takes up to a minute each the first time)"
+    add("--compile", action=argparse.BooleanOptionalAction, default=True, help=text)
+    return parser.parse_args()
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(runs: dict[str, Callable], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of every run, all taking turns `repeats` times."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(seconds(run, device))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def weight_bytes(model: MiniMindLM) -> int:
+    """Bytes of the matrices that one token is multiplied with (of experts: the chosen ones)."""
+    config, total = model.config, 0
+    share = config.num_experts_per_tok / config.num_experts if config.use_moe else 1
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, weight in weights.items():
+        # a tied embedding is the head as well; as an embedding one row is read
+        if weight.ndim == 1 or ("embed_tokens" in name and "lm_head.weight" in weights):
+            continue
+        in_experts = ".mlp." in name and config.use_moe and "mlp.gate.weight" not in name
+        total += int(weight.numel() * weight.element_size() * (share if in_experts else 1))
+    return total
+
+
+def ours(model: MiniMindLM, compiled: bool = False) -> Callable[[list[list[int]], int], None]:
+    cache = PromptCache()
+
+    def run(prompts: list[list[int]], new_tokens: int):
+        cache.ids = []  # its memory is kept, its tokens are not
+        if len(prompts) > 1:
+            found = generate_batch(model, prompts, new_tokens, set(), temperature=0)
+        else:
+            stream = generate(
+                model, prompts[0], new_tokens, set(), None, cache, compiled, temperature=0
+            )
+            found = [list(stream)]
+        assert all(len(tokens) == new_tokens for tokens in found)
+
+    return run
+
+
+def theirs(model) -> Callable[[list[list[int]], int], None]:
+    never = model.config.vocab_size + 1  # an id that ends nothing, since it never comes
+
+    def run(prompts: list[list[int]], new_tokens: int):
+        ids = torch.tensor(prompts, device=model.device)
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
+            eos_token_id=never, pad_token_id=0,
+        )  # fmt: skip
+        assert found.shape[1] == ids.shape[1] + new_tokens
+
+    return run
+
+
+def main():
+    args = parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = LMConfig.preset(args.preset)
+    variants, sizes = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(MiniMindLM(config), folder, eos_token_id=0)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            model = load_model(folder, args.device, dtype)
+            sizes[name] = weight_bytes(model)
+            variants[f"ours {name}"] = ours(for_decoding(model))
+            if args.compile:
+                variants[f"ours {name} compiled"] = ours(for_decoding(model), compiled=True)
+            there = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            variants[f"transformers {name}"] = theirs(there.eval().to(args.device))
+        int8 = for_decoding(model, int8=True)
+    sizes["int8"] = weight_bytes(int8)
+    variants["ours int8"] = ours(int8)
+    if args.compile:
+        variants["ours int8 compiled"] = ours(int8, compiled=True)
+
+    def prompts(rows: int, length: int) -> list[list[int]]:
+        return torch.randint(config.vocab_size, (rows, length)).tolist()
+
+    def measure(names: list[str], rows: int, length: int, new: int, repeats: int, **others):
+        batch = prompts(rows, length)
+        runs = {name: lambda n=name: variants[n](batch, new) for name in names}
+        return in_turns(runs | others, repeats, args.device)
+
+    threads = torch.get_num_threads()
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {threads} threads"
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {machine}")
+    print(f"preset {args.preset}, {args.prompt_tokens}-token prompts, {args.new_tokens} new tokens")
+    starts = {}  # the first run of a compiled variant compiles
+    for name, run in variants.items():
+        starts[name] = seconds(lambda: run(prompts(1, args.prompt_tokens), 8), args.device)  # noqa: B023
+        run(prompts(1, args.prompt_tokens), 8)
+
+    memory = torch.ones(GIB // 4, device=args.device)
+    names = list(variants)
+    first = measure(names, 1, args.prompt_tokens, 1, args.repeats, read=lambda: memory.sum())
+    alone = measure(
+        names, 1, args.prompt_tokens, args.new_tokens, args.repeats, read=lambda: memory.sum()
+    )
+    bandwidth = GIB / min(first.pop("read"), alone.pop("read"))  # bytes per second
+    result = {"bandwidth_gb_s": round(bandwidth / 1e9, 1), "batch_1": {}, "batches": {}, "ttft": {}}
+    print(f"\nreading memory: {bandwidth / 1e9:.1f} GB/s. Batch 1:\n")
+    print("| variant | first run s | first token ms | tokens/s | after the first | of the limit |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        rate = args.new_tokens / alone[name]
+        after = (args.new_tokens - 1) / (alone[name] - first[name])
+        of_limit = after * sizes[name.split()[1]] / bandwidth
+        print(
+            f"| {name} | {starts[name]:.1f} | {first[name] * 1e3:.1f} | {rate:.1f} | {after:.1f} "
+            f"| {of_limit:.0%} |",
+            flush=True,
+        )
+        result["batch_1"][name] = {
+            "first_token_ms": round(first[name] * 1e3, 2), "tokens_per_s": round(rate, 1),
+            "after_first_per_s": round(after, 1), "of_limit": round(of_limit, 3),
+        }  # fmt: skip
+
+    eager = [name for name in names if "compiled" not in name]
+    if args.batch_sizes:
+        print("\nSeveral rows together, tokens/s of all:\n")
+        print(f"| rows | {' | '.join(eager)} |")
+        print("|---" * (len(eager) + 1) + "|")
+    for rows in args.batch_sizes:
+        new = max(2, args.new_tokens * 8 // max(rows, 8))  # about equally long, whatever the rows
+        times = measure(eager, rows, args.prompt_tokens, new, max(3, args.repeats - 2))
+        rates = {name: round(rows * new / t, 1) for name, t in times.items()}
+        print(f"| {rows} | {' | '.join(str(rates[name]) for name in eager)} |", flush=True)
+        result["batches"][rows] = rates | {"new_tokens": new}
+
+    if args.prompt_lengths:
+        print("\nTime to the first token, ms:\n")
+        print(f"| prompt | {' | '.join(eager)} |")
+        print("|---" * (len(eager) + 1) + "|")
+    for length in args.prompt_lengths:
+        times = measure(eager, 1, length, 1, args.repeats)
+        print(f"| {length} | {' | '.join(f'{times[name] * 1e3:.1f}' for name in eager)} |")
+        result["ttft"][length] = {name: round(t * 1e3, 2) for name, t in times.items()}
+
+    def best(side: str) -> float:  # of float32 and bfloat16
+        floating = [n for n in names if n.startswith(side) and "int8" not in n]
+        return max(result["batch_1"][n]["tokens_per_s"] for n in floating)
+
+    result["best_over_transformers"] = round(best("ours") / best("transformers"), 2)
+    print(json.dumps(vars(args) | result))
+
+
+if __name__ == "__main__":
+    main()
