@@ -177,8 +177,8 @@ def main():
     log = RunLog(args.out_dir, total_steps, state, ranks.is_main, args, flops, ranks, dtype)
     log.say(
         f"{model.num_parameters() / 1e6:.1f}M parameters, {dataset.num_tokens:,} training tokens, "
-        f"{total_steps:,} steps of {sampler.rows_per_update * args.max_seq_len:,} tokens, on "
-        f"{device} in {str(dtype).removeprefix('torch.')}"
+        f"{total_steps:,} steps of {positions:,} tokens, on {device} in "
+        f"{str(dtype).removeprefix('torch.')}"
     )
     if resumed_from:
         log.say(f"going on from {resumed_from}")
