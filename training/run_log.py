@@ -15,6 +15,7 @@ from tqdm import tqdm
 from training.memory import resident_bytes
 from training.speed import matmul_rate
 
+NOT_PRINTED = ("epoch", "tokens", "pairs")  # in metrics.jsonl alone: they follow from the step
 # what depends on the machine and not on what is learned
 SPEEDS = ("tokens_per_s", "pairs_per_s", "mfu", "memory_gb", "data_wait", "minutes_left")
 
@@ -88,7 +89,7 @@ class RunLog:
         self._write({"step": step} | values | speeds)
         if self.wandb:
             self.wandb.log(values | speeds, step=step)
-        parts = [f"{name} {_short(value)}" for name, value in values.items()]
+        parts = [f"{k} {_short(v)}" for k, v in values.items() if k not in NOT_PRINTED]
         if speed:
             parts.append(f"{speeds[f'{speed}_per_s']:,.0f} {speed}/s")
             if self.flops:
