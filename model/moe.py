@@ -68,8 +68,8 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 class GroupedLinear(torch.autograd.Function):
     """x [M, in], weight [E, out, in], ends [E] → [M, out], as `_grouped` says.
 
-    Its own backward pass, because autograd's gives the weight's gradient as [E, in, out], which would
-    then be turned round, and because `_product` must be differentiable in every dtype.
+    Its own backward pass, because autograd's gives the weight's gradient as [E, in, out], which
+    would then be turned round, and because `_product` must be differentiable in every dtype.
     """
 
     @staticmethod
