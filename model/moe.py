@@ -62,39 +62,50 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):  # grouped_mm is not on autocast's lists
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    if x.dtype == torch.bfloat16:
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    return _grouped_mm(x, weight.transpose(1, 2), ends)
+    return GroupedLinear.apply(x, weight, ends)
+
+
+class GroupedLinear(torch.autograd.Function):
+    """x [M, in], weight [E, out, in], ends [E] → [M, out], as `_grouped` says.
+
+    Its own backward pass, because autograd's gives the weight's gradient as [E, in, out], which
+    would then be turned round, and because `_product` must be differentiable in every dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, ends)
+        return _product(x, weight.transpose(1, 2), ends)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, weight, ends = ctx.saved_tensors
+        gradient = gradient.contiguous()  # [M, out]
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _product(gradient, weight, ends)  # [M, in]
+        if ctx.needs_input_grad[1]:
+            grad_weight = _product(gradient.T, x, ends)  # [E, out, in]
+        return grad_x, grad_weight, None
+
+
+def _product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """a [M, p] with b [E, p, q] → [M, q]; a [p, M] with b [M, q], cut at the ends → [E, p, q]."""
+    if a.dtype == torch.bfloat16:
+        return F.grouped_mm(a, b, offs=ends)
+    return _product_in_other_dtypes(a, b, ends)
 
 
 @torch.library.custom_op("minimind::grouped_mm", mutates_args=())
-def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """F.grouped_mm for the dtypes in which the compiler does not know it: all but bfloat16.
-
-    x [M, in] with weight [E, in, out] → [M, out]; x [in, M] with weight [M, out], both cut at the
-    `ends`, → [E, in, out].
-    """
-    return F.grouped_mm(x, weight, offs=ends)
+def _product_in_other_dtypes(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """The compiler knows grouped_mm in bfloat16 alone; this operator it need not look into."""
+    return F.grouped_mm(a, b, offs=ends)
 
 
-@_grouped_mm.register_fake
-def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    experts = () if weight.ndim == 3 else (len(ends),)
-    return x.new_empty(*experts, x.shape[0], weight.shape[-1])
-
-
-def _save_for_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _grouped_mm_backward(ctx, gradient: Tensor):
-    x, weight, ends = ctx.saved_tensors
-    # [M, out] @ [E, out, in] → [M, in], and [in, M] @ [M, out] → [E, in, out]
-    grad_x = _grouped_mm(gradient, weight.transpose(1, 2), ends)
-    return grad_x, _grouped_mm(x.T, gradient, ends), None
-
-
-_grouped_mm.register_autograd(_grouped_mm_backward, setup_context=_save_for_backward)
+@_product_in_other_dtypes.register_fake
+def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    experts = () if b.ndim == 3 else (len(ends),)
+    return a.new_empty(*experts, a.shape[0], b.shape[-1])
 
 
 @torch.no_grad()
