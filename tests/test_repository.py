@@ -12,6 +12,13 @@ import train_full_sft
 import train_lora
 import train_pretrain
 import train_tokenizer
+from benchmarks import (
+    bench_checkpoint,
+    bench_data,
+    bench_generate,
+    bench_time_to_loss,
+    bench_train,
+)
 from scripts import demo_table, merge_lora, show_data, validate_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +33,11 @@ PARSERS = {
     "scripts/merge_lora.py": merge_lora.parse_args,
     "scripts/show_data.py": show_data.parse_args,
     "scripts/validate_data.py": validate_data.parse_args,
+    "benchmarks/bench_checkpoint.py": bench_checkpoint.parse_args,
+    "benchmarks/bench_data.py": bench_data.parse_args,
+    "benchmarks/bench_generate.py": bench_generate.parse_args,
+    "benchmarks/bench_time_to_loss.py": bench_time_to_loss.parse_args,
+    "benchmarks/bench_train.py": bench_train.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
 }
 FORBIDDEN = (
@@ -47,7 +59,7 @@ def commands() -> list[str]:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
-                if re.search(r"\b(train_|eval_|scripts/)\w+\.py", line):
+                if re.search(r"\b(train_|eval_|scripts/|benchmarks/)\w+\.py", line):
                     found.append(line.split(" #")[0].strip())
     return found
 
