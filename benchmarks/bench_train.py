@@ -4,7 +4,7 @@
     python benchmarks/bench_train.py --preset base --seq_len 1024 --batch_size 32     # on a GPU
     python benchmarks/bench_train.py --moe                # 4 experts, top-1, against a dense model
     python benchmarks/bench_train.py --sft chats.jsonl --seq_len 768     # packed against padded
-    python benchmarks/bench_train.py --suite --sft chats.jsonl           # all three, in ten minutes
+    python benchmarks/bench_train.py --suite --sft chats.jsonl           # all three
 
 A step is forward, loss, backward, clipping and AdamW, on the same dimensions for everyone. The
 contenders take turns in one process, one step each per round; a figure is the median over the

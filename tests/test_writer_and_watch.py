@@ -165,6 +165,15 @@ def test_a_failed_save_is_told_and_the_next_makes_good(tmp_path, capsys):
     assert [folder.name for folder in checkpoint.step_folders(tmp_path)] == ["step-00000002"]
 
 
+def test_leftovers_go_even_if_nothing_is_saved(tmp_path):
+    """A run that finds itself finished still removes what a killed save has left."""
+    (tmp_path / ".tmp-step-00000012-809").mkdir()
+    CheckpointWriter(tmp_path, 2, is_main=False).close()
+    assert list(tmp_path.iterdir()), "the other ranks touch nothing"
+    CheckpointWriter(tmp_path, 2, is_main=True).close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
     """Later lines are dropped; a checkpoint of another folder brings no lines with it."""
     state = {"step": 2, "metrics_lines": 2}

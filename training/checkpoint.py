@@ -298,7 +298,12 @@ def remove_old_checkpoints(out_dir: str | Path, keep: int, best_step: int | None
                 shutil.rmtree(folder)
             except OSError as error:
                 print(f"warning: could not delete {folder}: {error}", file=sys.stderr)
-    for leftover in Path(out_dir).glob(".tmp-step-*"):  # of a process that was killed
+    remove_leftovers(out_dir)
+
+
+def remove_leftovers(out_dir: str | Path):
+    """Delete what saves of processes that were killed have left unfinished."""
+    for leftover in Path(out_dir).glob(".tmp-step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from training.checkpoint import optimizer_tensors, remove_old_checkpoints, trained, write_checkpoint
+from training.checkpoint import (
+    optimizer_tensors,
+    remove_leftovers,
+    remove_old_checkpoints,
+    trained,
+    write_checkpoint,
+)
 from training.distributed import whole
 
 _MOMENT = "optimizer "  # before the names of optimizer state, which a weight's could equal
@@ -133,5 +139,7 @@ class CheckpointWriter:
     def close(self):
         """Wait for the last save; ValueError if it failed."""
         self.wait()
+        if self.is_main:  # a run that was killed after its last save has not come to it
+            remove_leftovers(self.out_dir)
         if self._failed:
             raise ValueError(self._failed)
