@@ -162,7 +162,9 @@ def main():
             lora.load_adapter(model, checkpoint_folder, base_sha256)
         return shard(model, ranks, args) if args.fsdp else model.to(device)
 
-    model = build(None)
+    model = build(None).train()
+    model.activation_checkpointing = args.activation_checkpointing
+    fit_memory(model, args, ranks, autocast, packed=True)
 
     # (5) the dataset: both answers of a pair in one row, and what the reference says of them
     data_path = args.data_path
@@ -191,7 +193,6 @@ def main():
         model = build(resumed_from)
     model.train()
     model.activation_checkpointing = args.activation_checkpointing
-    fit_memory(model, args, ranks, autocast, packed=True)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     sampler = UpdateSampler(
@@ -284,6 +285,7 @@ def main():
     # (10) for every epoch, for every batch
     step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
+        watch.settle()  # while the sampler still knows the rows of the epoch before
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
         update_metrics = torch.zeros(len(METRICS), device=device)
         for micro_step, batch in enumerate(log.waiting(loader), start=1):

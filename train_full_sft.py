@@ -219,6 +219,7 @@ def main():
     # (10) for every epoch, for every batch
     step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
+        watch.settle()  # while the sampler still knows the rows of the epoch before
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
         update_metrics = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
         for micro_step, batch in enumerate(log.waiting(loader), start=1):

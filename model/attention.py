@@ -99,7 +99,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
         return F.scaled_dot_product_attention(rows, k, v, mask).reshape(q.shape)
     causal = mask is None
     if q.is_cuda:
-        with sdpa_kernel(CUDA_BACKENDS, set_priority=True):
+        half = v.dtype in (torch.float16, torch.bfloat16)
+        if not half or torch.cuda.get_device_capability(q.device) < (8, 0):
+            # the one kernel left that needs no T × T memory knows no shared key heads
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        exact = torch.are_deterministic_algorithms_enabled()  # the others add up in any order
+        backends = [SDPBackend.MATH] if exact else CUDA_BACKENDS
+        with sdpa_kernel(backends, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
 

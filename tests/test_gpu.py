@@ -35,8 +35,9 @@ def test_scripts_learn_on_a_gpu(tmp_path, flags, script, dtype):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, flags, optimizer):
-    """Stopped after 6 of 12 steps and started again: equal weights, moments and metrics."""
+    """Started again from step 10 of 12, compiled and in bfloat16: equal bits and metrics."""
     flags = [*flags["pretrain"], "--device", "cuda", "--deterministic", "--optimizer", optimizer]
+    flags += ["--dtype", "bfloat16", "--compile", "--max_seq_len", 256]
     run("pretrain", tmp_path / "whole", *flags)
     step = tmp_path / "whole" / "step-00000010"
     run("pretrain", tmp_path / "again", *flags, "--resume", step)

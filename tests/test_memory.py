@@ -93,7 +93,7 @@ def test_the_projection_is_near_the_truth():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_that_is_too_small(tmp_path, flags):
-    """--auto_batch on a GPU of which all but a gigabyte is taken."""
+    """--auto_batch on a GPU of which all but three gigabytes are taken."""
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(free - (3 << 30), dtype=torch.uint8, device="cuda")
     flags = [*flags["pretrain"], "--device", "cuda", "--max_seq_len", 1024, "--preset", "base"]

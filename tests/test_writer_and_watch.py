@@ -1,5 +1,6 @@
 """CheckpointWriter, LossWatch and how a script ends, each alone."""
 
+import json
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import LMConfig
 from model.model import MiniMindLM
+from tests.small_runs import make_inputs, metrics, run
 from training import checkpoint, cli
 from training.loss_watch import LossWatch
 from training.optimizers import build_optimizer, skip_unless_finite
@@ -288,3 +290,27 @@ def test_out_of_memory_says_what_to_change(capsys):
         cli.run(main)
     line = capsys.readouterr().err
     assert stopped.value.code == 2 and "halve --batch_size and double --accumulation_steps" in line
+
+
+def test_rows_of_a_bad_update_are_those_of_its_epoch(tmp_path, tiny_tokenizer_dir):
+    """The last update of an epoch is judged when the next one has begun: its own rows are named."""
+    flags = make_inputs(tmp_path, tiny_tokenizer_dir)["pretrain"]
+    script = tmp_path / "nan.py"
+    script.write_text(
+        "import json, train_pretrain as script\n"
+        "from training import cli\n"
+        "note, expected = script.LossWatch.note, []\n"
+        "def noted(self, step, *rest):\n"
+        "    n = self.sampler.updates_per_epoch\n"
+        "    if step == n - 1:\n"
+        "        expected.extend(map(self.dataset.place, self.sampler.rows_in_update(step % n)))\n"
+        "        rest = (rest[0] * float('nan'), *rest[1:])\n"
+        "    note(self, step, *rest)\n"
+        "script.LossWatch.note = noted\n"
+        "cli.run(script.main)\n"
+        "print('EXPECTED', json.dumps(expected))\n"
+    )
+    output = run(script, tmp_path / "run", *flags, "--batch_size", 16)
+    expected = json.loads(output.split("EXPECTED ")[1])
+    (event,) = [line for line in metrics(tmp_path / "run") if "event" in line]
+    assert expected and event["rows"] == expected

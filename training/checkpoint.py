@@ -327,9 +327,11 @@ def optimizer_tensors(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
     tensors = {}
     keys = _state_keys(optimizer)
     for name, parameter in trained(model):
-        state = optimizer.state[parameter]
+        state = optimizer.state.get(parameter, {})
         for key in keys[parameter]:
-            tensors[f"{name}.{key}"] = state[key]
+            # nothing yet: a GradScaler has skipped every update so far
+            empty = torch.tensor(0.0) if key == "step" else torch.zeros_like(parameter)
+            tensors[f"{name}.{key}"] = state.get(key, empty)
     return tensors
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.chat import IM_END, encode_conversation
@@ -16,6 +15,7 @@ from dataset.readers import Problems, read_records
 from dataset.sft import EncodedConversations
 from model.generation import generate, greedy_answers
 from training.distributed import Ranks, sum_over_ranks
+from training.losses import token_cross_entropy
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def held_out_loss(
         X, Y, loss_mask, *document_ids = (t.to(ranks.device) for t in batch)
         with autocast:
             logits, _ = model(X, *document_ids)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")
+        nats = token_cross_entropy(logits, Y).flatten()
         mask = loss_mask.flatten().double()
         totals += torch.stack(
             ((nats * mask).sum(), mask.sum(), (bytes_of[Y.flatten()] * mask).sum())

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from model.attention import LONGEST_BLOCKWISE
 from training.checkpoint import trained
+from training.cli import compiler
 from training.distributed import Ranks
 from training.losses import masked_cross_entropy
 
@@ -26,8 +28,9 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
 
     With --auto_batch the micro-batch becomes the largest that fits and divides the rows that a
     process has in an update, batch_size · accumulation_steps, and accumulation_steps what is left:
-    the update stays the same. Without it, ValueError if the micro-batch does not fit, with the
-    numbers that would. All ranks agree. packed: rows hold several documents.
+    the update stays the same but for the masks of dropout. Without it, ValueError if the
+    micro-batch does not fit, with the numbers that would. All ranks agree. packed: rows hold
+    several documents.
 
     The state of the optimizer is counted in; on a CPU the copy that a save takes is, too.
     """
@@ -39,10 +42,10 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
     largest = rows if args.auto_batch else args.batch_size
     sizes = [n for n in range(largest, 0, -1) if rows % n == 0]
     on_cpu = ranks.device.type == "cpu"
+    if not on_cpu and ranks.device.type != "cuda":
+        return  # MPS: it does not say that it is out of memory
     fits = _projection(model, args, autocast, packed) if on_cpu else None
-    tried = 0
     for size in sizes:
-        tried += 1
         ok = fits(size) if on_cpu else _trial(model, size, args, ranks, autocast, packed)
         if _all_agree(ok, ranks):
             break
@@ -51,9 +54,9 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
             f"--max_seq_len {args.max_seq_len}: not even one row of so many tokens fits the memory "
             "of this device with the optimizer's state; lower it, or take a smaller model"
         )
-    if not on_cpu and (tried > 1 or ranks.is_distributed):
-        # forget the other sizes: they would make the compiler expect any size; and what was
-        # compiled outside DistributedDataParallel would not overlap sums with the backward pass
+    if not on_cpu and ranks.is_distributed:
+        # what was compiled outside DistributedDataParallel would not overlap its sums with the
+        # backward pass
         torch.compiler.reset()
     if size < args.batch_size and not args.auto_batch:
         raise ValueError(
@@ -96,9 +99,10 @@ def _trial(model, rows: int, args, ranks: Ranks, autocast, packed: bool) -> bool
         # two moments, and the buckets in which DistributedDataParallel sends the gradients
         count = _trained_bytes(model) * (3 if ranks.is_distributed else 2)
         aside = torch.empty(count, dtype=torch.uint8, device=ranks.device)
-        compiled = model if args.compile is False else torch.compile(model, dynamic=False)
+        compiled = compiler(args.compile, ranks.device, total_steps=0)(model)
         _one_pass(compiled, rows, args, ranks.device, autocast, packed)
     except torch.OutOfMemoryError:
+        torch.compiler.reset()  # a model is compiled for eight shapes at most
         return False
     finally:
         aside = None  # noqa: F841 (free it before the cache is emptied)
@@ -108,7 +112,7 @@ def _trial(model, rows: int, args, ranks: Ranks, autocast, packed: bool) -> bool
 
 
 def _projection(model, args, autocast, packed: bool):
-    """A function rows -> whether a CPU has the memory, from the peaks of one and two rows."""
+    """A function rows -> whether a CPU has the memory, from the peaks of one, two and four rows."""
 
     def peak(rows: int) -> int:
         return peak_bytes(lambda: _one_pass(model, rows, args, "cpu", autocast, packed))
@@ -116,14 +120,22 @@ def _projection(model, args, autocast, packed: bool):
     before, first = resident_bytes(), peak(1)
     # two moments for the optimizer, and weights and moments once more while a save is under way
     kept = 5 * _trained_bytes(model)
-    free = free_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    largest = args.batch_size * args.accumulation_steps
+    free = USABLE * (free_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if not first or not free:
+        return lambda rows: True  # a system that does not say
     one = first - before
-    if not first or not free or kept + largest * one <= USABLE * free:
-        return lambda rows: True  # far from the limit, or a system that does not say
+    softmax = 0  # a compiled step keeps it for the backward pass; measured is one that does not
+    if args.compile is not False and not args.activation_checkpointing:
+        config, T = model.config, args.max_seq_len
+        if T <= LONGEST_BLOCKWISE:
+            softmax = 2 * T * T * config.num_attention_heads * config.num_hidden_layers
+    if kept + args.batch_size * args.accumulation_steps * (one + softmax) <= free:
+        return lambda rows: True  # far from the limit
+    if kept + 4 * (one + softmax) > free:  # four rows might be too many to be tried
+        return lambda rows: kept + rows * (one + softmax) <= free
     two, four = peak(2) - before, peak(4) - before
     per_row = max(four - two, 0) / 2
-    return lambda rows: kept + max(one, two + (rows - 2) * per_row) <= USABLE * free
+    return lambda rows: kept + max(one, two + (rows - 2) * per_row) + rows * softmax <= free
 
 
 def peak_bytes(function) -> int:
@@ -160,7 +172,10 @@ def free_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 free.append(int(line.split()[1]) * 1024)
     group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
         limit = int((group / "memory.max").read_text())
-        free.append(limit - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(stat["active_file"]) + int(stat["inactive_file"])  # given back when needed
+        free.append(limit - used + cached)
     return min(free, default=0)
