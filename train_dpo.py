@@ -148,7 +148,7 @@ def main():
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, expected)
     base_sha256 = weights_sha256(args.init_from)
     adapter = cli.build_lora(args, config) if is_lora else None
-    home = building_device(ranks, args.fsdp)
+    home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
 
     def build(checkpoint_folder: Path | None):
         """The base, with an adapter that adds nothing yet if there is one; or a checkpoint's."""

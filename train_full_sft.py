@@ -102,7 +102,7 @@ def main():
 
     # (4) the model: resumed or loaded
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
-    home = building_device(ranks, args.fsdp)
+    home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
     model = load_model(resumed_from or args.init_from, home, config=config)
     model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()

@@ -102,7 +102,7 @@ def main():
     # (4) the model: resumed, loaded, or new
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
     torch.manual_seed(args.seed)  # the same first weights on every rank
-    home = building_device(ranks, args.fsdp)
+    home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
     if resumed_from or args.init_from:
         model = load_model(resumed_from or args.init_from, home, config=config)
     else:
