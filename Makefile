@@ -6,7 +6,8 @@ CHATS ?= ../shared/data/sft_alpaca_en_zh.jsonl
 .PHONY: demo install test test-slow bench clean
 
 # Writes a small corpus, trains a 5M model on it in four stages, and says what each has improved:
-# four minutes on two CPU cores with bfloat16, twelve without. The allocator keeps its pages (glibc): a step is faster.
+# four minutes on two CPU cores with bfloat16, twelve without. The allocator keeps its pages
+# (glibc): a step is faster.
 demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 demo: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 demo: $(VENV)/.installed
