@@ -46,12 +46,35 @@ class MoEFeedForward(nn.Module):
         order = experts.flatten().argsort(stable=True)  # [M], indices of (token, choice) pairs
         counts = F.one_hot(experts.flatten(), self.num_experts).sum(0)  # [E]
         ends = counts.cumsum(0).to(torch.int32)  # [E], where each expert's slice ends
-        rows = x[order // self.k]  # [M, C]
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)  # where each copy has gone
+        copies = (
+            x[:, None].expand(-1, self.k, -1).reshape(len(order), -1)
+        )  # [M, C], k of each token
+        rows = Permute.apply(copies, order, inverse)
         hidden = F.silu(_grouped(rows, self.gate_proj, ends)) * _grouped(rows, self.up_proj, ends)
         rows = _grouped(hidden, self.down_proj, ends)  # [M, C]
-        rows = rows * weights.flatten()[order, None].to(rows.dtype)
-        y = torch.zeros_like(x, dtype=rows.dtype).index_add(0, order // self.k, rows)  # [N, C]
+        rows = Permute.apply(rows, inverse, order).view(*weights.shape, -1)  # [N, k, C]
+        y = (rows * weights[..., None].to(rows.dtype)).sum(1)  # [N, C]
         return y.to(x.dtype).view(shape), router_logits
+
+
+class Permute(torch.autograd.Function):
+    """x [M, C], a permutation and its inverse int64 [M] → the rows x[order].
+
+    The backward pass reads rows, too. That of plain indexing adds to them, since it cannot know
+    that none comes twice: slow on CPUs, and in any order on GPUs.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (inverse,) = ctx.saved_tensors
+        return gradient[inverse], None, None
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
