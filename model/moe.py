@@ -43,38 +43,62 @@ class MoEFeedForward(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
 
         # Sort the token copies by expert, so that each expert's tokens are one contiguous slice.
-        order = experts.flatten().argsort(stable=True)  # [M], indices of (token, choice) pairs
-        counts = F.one_hot(experts.flatten(), self.num_experts).sum(0)  # [E]
-        ends = counts.cumsum(0).to(torch.int32)  # [E], where each expert's slice ends
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=order.device)  # where each copy has gone
-        copies = (
-            x[:, None].expand(-1, self.k, -1).reshape(len(order), -1)
-        )  # [M, C], k of each token
-        rows = Permute.apply(copies, order, inverse)
+        slot, source, is_filling, ends = sort_by_expert(experts.flatten(), self.num_experts)
+        copies = x[:, None].expand(-1, self.k, -1).reshape(len(slot), -1)  # [M, C], k of each token
+        rows = Permute.apply(copies, source, slot)  # [R, C]
         hidden = F.silu(_grouped(rows, self.gate_proj, ends)) * _grouped(rows, self.up_proj, ends)
-        rows = _grouped(hidden, self.down_proj, ends)  # [M, C]
-        rows = Permute.apply(rows, inverse, order).view(*weights.shape, -1)  # [N, k, C]
+        hidden = hidden.masked_fill(is_filling[:, None], 0)  # and with it all gradients of filling
+        rows = _grouped(hidden, self.down_proj, ends)  # [R, C]
+        rows = Permute.apply(rows, slot, source).view(*weights.shape, -1)  # [N, k, C]
         y = (rows * weights[..., None].to(rows.dtype)).sum(1)  # [N, C]
         return y.to(x.dtype).view(shape), router_logits
 
 
+def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each of M token copies goes, from the number of its expert: int64 [M].
+
+    slot        int64 [M], the row of each copy among R rows sorted by expert
+    source      int64 [R], the copy that lies in each row; 0 in rows that only fill up
+    is_filling  bool [R]
+    ends        int32 [E], where each expert's slice ends
+
+    On a CPU slices are filled up to multiples of a sixteenth of their mean length: for every new
+    length oneDNN would compile a kernel, in each layer of each step (3% more rows, and the step
+    takes 0.8 of the time). R does not depend on the tokens.
+    """
+    M, E = len(experts), num_experts
+    block = 1 if experts.is_cuda else max(1, M // (16 * E))
+    counts = F.one_hot(experts, E).sum(0)  # [E]
+    lengths = (counts + block - 1) // block * block
+    ends = lengths.cumsum(0)
+    order = experts.argsort(stable=True)  # [M]
+    shift = (ends - lengths) - (counts.cumsum(0) - counts)  # [E], how far each slice moves
+    index = torch.arange(M, device=experts.device)
+    rows = index + shift[experts[order]]  # [M], of the copies in their new order
+    R = M + E * (block - 1)
+    slot = torch.empty_like(index).scatter(0, order, rows)
+    source = torch.zeros(R, dtype=torch.int64, device=experts.device).scatter(0, rows, order)
+    is_filling = torch.ones(R, dtype=torch.bool, device=experts.device).scatter(0, rows, False)
+    return slot, source, is_filling, ends.to(torch.int32)
+
+
 class Permute(torch.autograd.Function):
-    """x [M, C], a permutation and its inverse int64 [M] → the rows x[order].
+    """x, indices and the indices that lead back → the rows x[there]; gradients are read back.
 
     The backward pass reads rows, too. That of plain indexing adds to them, since it cannot know
-    that none comes twice: slow on CPUs, and in any order on GPUs.
+    that none comes twice: slow on CPUs, and in any order on GPUs. Rows of x that `there` does not
+    name get any gradient, so they have to be without effect.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x[order]
+    def forward(ctx, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x[there]
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        (inverse,) = ctx.saved_tensors
-        return gradient[inverse], None, None
+        (back,) = ctx.saved_tensors
+        return gradient[back], None, None
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -169,19 +169,23 @@ def test_experts_in_bfloat16_are_one_graph(packed):
     assert model.expert_load.sum(1).tolist() == pytest.approx([1, 1])
 
 
+@pytest.mark.parametrize("T", [31, 311])
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_grouped_experts_equal_a_loop_over_experts(k, compiled):
-    """Output and all gradients are those of masked loops, for experts with no token as well."""
+def test_grouped_experts_equal_a_loop_over_experts(k, compiled, T):
+    """Output and all gradients are those of masked loops, for experts with no token as well.
+
+    With 311 tokens a row, slices of experts are filled up; with 31 they are too short for it.
+    """
     config = LMConfig(**NUMBERS | MOE | {"num_experts_per_tok": k, "num_experts": 6})
     torch.manual_seed(k)
     layer = MoEFeedForward(config)
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.3)
     layer.gate.weight.data[5] = 0  # and far behind: see the bias of x below
-    x = torch.randn(2, 31, 32) + layer.gate.weight[0].detach() * 3
+    x = torch.randn(2, T, 32) + layer.gate.weight[0].detach() * 3
     run = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
-    upstream = torch.randn(2, 31, 32)
+    upstream = torch.randn(2, T, 32)
 
     def loop(x):
         tokens = x.view(-1, 32)

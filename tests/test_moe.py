@@ -19,7 +19,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from model.config import LMConfig
 from model.hf_format import load_model
-from model.moe import MoEFeedForward, load_balancing_loss
+from model.moe import MoEFeedForward, load_balancing_loss, sort_by_expert
 from training.losses import masked_cross_entropy
 
 # seed, experts per token, renormalised
@@ -195,6 +195,25 @@ def test_grouped_experts_equal_a_loop_over_tokens(tokens, dtype):
     assert y.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.05 * expected.abs().max().item()
     assert largest_difference(y[0].float(), expected) <= tolerance
+
+
+@pytest.mark.parametrize("copies", [1, 63, 64, 1000, 4096])
+def test_slices_of_experts_hold_their_copies_and_have_few_lengths(copies):
+    """Every copy has a row of its own in its expert's slice, in the old order; rest is filling."""
+    experts = torch.randint(3, (copies,), generator=torch.Generator().manual_seed(copies))
+    experts[experts == 1] = 3  # nobody goes to expert 1
+    slot, source, is_filling, ends = sort_by_expert(experts, 4)
+    starts = [0, *ends.tolist()]
+    rows = len(source)
+    assert rows <= copies * 17 / 16 and starts[-1] <= rows
+    owner = [next((e for e in range(4) if starts[e] <= row < starts[e + 1]), None) for row in slot]
+    assert owner == experts.tolist()
+    assert slot.unique().numel() == copies and (source[slot] == torch.arange(copies)).all()
+    assert sorted(slot.tolist()) == (~is_filling).nonzero().flatten().tolist()
+    for e in range(4):
+        assert (slot[experts == e].diff() > 0).all()
+    lengths = torch.tensor(starts).diff()
+    assert (lengths % max(1, copies // 64) == 0).all()
 
 
 def test_packed_documents_are_separate_documents():
