@@ -117,27 +117,72 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None = N
     at equal numbers only. None: every row is one document.
 
     A block's queries see the keys up to its own end, so nearly half of the square of scores is
-    never computed. The softmax is in float32. Compiled, mask, softmax and its backward are one loop
-    each over scores that are still in the CPU's cache.
+    never computed. Sums are in float32. Compiled, what lies between two products is one loop over
+    scores that are still in the CPU's cache.
     """
     (B, A, T, D), K = q.shape, k.shape[1]
-    # the G query heads that share a key head lie side by side, so keys are not copied for each
-    q = (q * D**-0.5).to(v.dtype).view(B, K, A // K, T, D)
-    k = k.to(v.dtype).transpose(2, 3)  # [B, K, D, T]
-    index = torch.arange(T, device=q.device)
-    block = max(128, -(-T // 8))  # at most 8 of them: every one adds to the time of compiling
-    blocks = []
-    for start in range(0, T, block):
-        end = min(start + block, T)
-        queries = q[:, :, :, start:end].reshape(B * K, -1, D)  # [B·K, G·block, D]
-        keys = k[:, :, :, :end].reshape(B * K, D, end)
-        values = v[:, :, :end].reshape(B * K, end, D)
-        scores = torch.bmm(queries, keys).view(B, K, -1, end - start, end).float()
-        visible = index[start:end, None] >= index[:end]  # [block, end]
-        if runs is not None:
-            same = runs[:, start:end, None] == runs[:, None, :end]  # [B, block, end]
-            visible = (visible & same)[:, None, None]  # [B, 1, 1, block, end]
-        scores = scores.masked_fill(~visible, float("-inf"))
-        weights = scores.softmax(-1).to(v.dtype).view(B * K, -1, end)  # [B·K, G·block, end]
-        blocks.append(torch.bmm(weights, values).view(B, K, A // K, end - start, D))
-    return torch.cat(blocks, dim=3).view(B, A, T, D)
+    # the A / K query heads that share a key head lie side by side: keys are not copied for each
+    q = (q * D**-0.5).to(v.dtype).reshape(B * K, A // K, T, D)
+    k, v = k.to(v.dtype).reshape(B * K, T, D), v.reshape(B * K, T, D)
+    return BlockwiseAttention.apply(q, k, v, runs).view(B, A, T, D)
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """q [H, G, T, D], k and v [H, T, D] with H = B·K → softmax(q kᵀ) v, [H, G, T, D].
+
+    Its own backward pass (the formulas are those of FlashAttention, Dao et al. 2022, appendix B)
+    keeps exp(scores) in v's dtype and a row's sum, where autograd would keep the softmax in float32
+    and add up gradients over padded blocks.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None) -> Tensor:
+        (H, G, T, D), y, saved = q.shape, [], []
+        index = torch.arange(T, device=q.device)
+        for start, end in query_blocks(T):
+            scores = torch.bmm(_rows(q, start, end), k[:, :end].transpose(1, 2)).float()
+            visible = index[start:end, None] >= index[:end]  # [block, end]
+            if runs is not None:
+                same = runs[:, start:end, None] == runs[:, None, :end]  # [B, block, end]
+                visible = (visible & same).repeat_interleave(H // len(runs), dim=0)[:, None]
+            scores = scores.view(H, G, end - start, end).masked_fill(~visible, float("-inf"))
+            scores = scores.view(H, -1, end)  # [H, G·block, end]
+            exp = (scores - scores.amax(-1, keepdim=True)).exp()
+            total = exp.sum(-1, keepdim=True)  # float32 [H, G·block, 1]
+            exp = exp.to(v.dtype)
+            block = torch.bmm(exp, v[:, :end]) / total
+            y.append(block.to(v.dtype).view(H, G, -1, D))
+            saved += [exp, total]
+        y = torch.cat(y, dim=2)
+        ctx.save_for_backward(q, k, v, y, *saved)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        q, k, v, y, *saved = ctx.saved_tensors
+        blocks = query_blocks(q.shape[2])
+        dq, dk, dv = [], [], []
+        for (start, end), exp, total in zip(blocks, saved[::2], saved[1::2]):
+            queries, dy_rows = _rows(q, start, end), _rows(dy, start, end)  # [H, G·block, D]
+            dot = (dy_rows.float() * _rows(y, start, end)).sum(-1, keepdim=True)
+            dweights = torch.bmm(dy_rows, v[:, :end].transpose(1, 2))  # [H, G·block, end]
+            dscores = (exp * ((dweights - dot) / total)).to(v.dtype)
+            dq.append(torch.bmm(dscores, k[:, :end]).view(*q.shape[:2], -1, q.shape[3]))
+            dk.append(torch.bmm(dscores.transpose(1, 2), queries))  # [H, end, D]
+            dv.append(torch.bmm(exp.transpose(1, 2), (dy_rows / total).to(v.dtype)))
+        # a block of keys is seen by its own queries and by all later ones
+        dk = [sum(part[:, a:b].float() for part in dk[i:]) for i, (a, b) in enumerate(blocks)]
+        dv = [sum(part[:, a:b].float() for part in dv[i:]) for i, (a, b) in enumerate(blocks)]
+        dk, dv = torch.cat(dk, dim=1).to(k.dtype), torch.cat(dv, dim=1).to(v.dtype)
+        return torch.cat(dq, dim=2), dk, dv, None
+
+
+def query_blocks(T: int) -> list[tuple[int, int]]:
+    """Start and end of every block of queries; at most 8: each adds to the time of compiling."""
+    block = max(128, -(-T // 8))
+    return [(start, min(start + block, T)) for start in range(0, T, block)]
+
+
+def _rows(x: Tensor, start: int, end: int) -> Tensor:
+    """Queries start to end of x [H, G, T, D], all heads below each other: [H, G·(end-start), D]."""
+    return x[:, :, start:end].reshape(x.shape[0], -1, x.shape[3])
