@@ -94,6 +94,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
         return flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=True)
     if packed:
         mask = mask.mask
+    if q.shape[2] == 1 and torch.compiler.is_compiling() and q.device.type == "cpu":
+        return one_token_attention(q, k, v, mask)
     if q.shape[2] == 1:  # the query heads of one key head become its rows: six times faster in bf16
         rows = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, A/K, D]
         return F.scaled_dot_product_attention(rows, k, v, mask).reshape(q.shape)
@@ -175,6 +177,31 @@ class BlockwiseAttention(torch.autograd.Function):
         dv = [sum(part[:, a:b].float() for part in dv[i:]) for i, (a, b) in enumerate(blocks)]
         dk, dv = torch.cat(dk, dim=1).to(k.dtype), torch.cat(dv, dim=1).to(v.dtype)
         return torch.cat(dq, dim=2), dk, dv, None
+
+
+def one_token_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q [B, A, 1, D], k and v [B, K, S, D], mask bool [B|1, 1, 1, S] or None → [B, A, 1, D].
+
+    Compiled, products and sums are loops that read keys and values once. Sums are in float32.
+    """
+    q = _computed(q)
+    queries = q.view(len(q), k.shape[1], -1, 1, q.shape[3])  # [B, K, A/K, 1, D]
+    scores = (queries.float() * k[:, :, None].float()).sum(-1) * q.shape[3] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))  # [B, K, A/K, S]
+    y = (scores.softmax(-1)[..., None] * v[:, :, None].float()).sum(3)  # [B, K, A/K, D]
+    return y.to(v.dtype).view(q.shape)
+
+
+@torch.library.custom_op("minimind::computed", mutates_args=())
+def _computed(x: Tensor) -> Tensor:
+    """x. The compiler would compute the rotation of a query anew for every key it meets."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@_computed.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def query_blocks(T: int) -> list[tuple[int, int]]:

@@ -44,7 +44,18 @@ class PackedLinear(nn.Module):
         if x.numel() == x.shape[-1]:  # one token: the compiler makes one loop of product and sum
             y = (self.weight.float() * x.flatten().float()).sum(-1)  # [out]
             return y.to(x.dtype).view(*x.shape[:-1], -1)
-        return F.linear(x, self.weight)
+        return _packed_product(x, self.packed, len(self.weight))
+
+
+@torch.library.custom_op("minimind::packed_product", mutates_args=())
+def _packed_product(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    """x [..., in] → [..., out_features]. An operator that the compiler need not look into."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+@_packed_product.register_fake
+def _(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
 
 
 class Int8Linear(nn.Module):

@@ -268,9 +268,7 @@ def generate(
             else:
                 if cache.lengths is None:
                     fix_shapes(cache, torch.tensor([cache.length], device=device))
-                last = tokens[0, end - 1 : end][
-                    None
-                ]  # [1, 1], and strides that are always the same
+                last = tokens[0, end - 1 : end][None]  # [1, 1], with strides that never change
                 logits = compiled_next_logits(device.type)(model, last, cache)
                 cache.next_slot()
             tokens[:, end] = sample(logits, tokens[:, :end], generator=generator, **sampling)
@@ -307,13 +305,14 @@ def generate_batch(
     max_new_tokens: int,
     stop_ids: set[int],
     seed: int | None = None,
+    compiled: bool = False,
     **sampling,
 ) -> list[list[int]]:
     """The token ids that follow each prompt, its stop id (if it came to one) included.
 
     All prompts, of any lengths, run as one batch; rows that have finished leave it when they are
-    half. Arguments and errors as in `generate`: the most probable tokens (temperature 0) are those
-    of every prompt alone.
+    half (compiled, they stay: every number of rows is compiled once). Arguments and errors as in
+    `generate`: the most probable tokens (temperature 0) are those of every prompt alone.
     """
     limits = [min(max_new_tokens, room_after(model, prompt)) for prompt in prompts]
     device, dtype = _device_and_dtype(model)
@@ -325,7 +324,8 @@ def generate_batch(
     tokens = torch.tensor(filled, device=device)  # [B, longest + new tokens]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     logits = model(tokens, cache=cache, last_only=lengths - 1)[0][:, -1]
-    cache.set_lengths(lengths)
+    fix_shapes(cache, lengths) if compiled else cache.set_lengths(lengths)
+    step = compiled_next_logits(device.type) if compiled else next_logits
 
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
@@ -339,13 +339,13 @@ def generate_batch(
         if not any(going):
             break
         tokens = torch.cat((tokens, new[:, None]), dim=1)
-        if 2 * sum(going) <= len(rows):
+        if 2 * sum(going) <= len(rows) and not compiled:
             kept = [at for at in range(len(rows)) if going[at]]
             rows, going = [rows[at] for at in kept], [True] * len(kept)
             index = torch.tensor(kept, device=device)
             cache.keep_rows(index)
-            tokens = tokens[index]
-        logits = next_logits(model, tokens[:, -1:], cache)
+            tokens, new = tokens[index], new[index]
+        logits = step(model, new[:, None], cache)
         cache.next_slot()
     return answers
 

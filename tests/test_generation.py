@@ -334,6 +334,23 @@ def test_the_compiled_step_gives_the_same_tokens():
     assert counters["stats"]["unique_graphs"] == before + 1
 
 
+def test_a_compiled_batch_gives_the_same_tokens():
+    """Prompts of any lengths, some of which end early; one graph for one number of rows."""
+    numbers = random_numbers(2, num_hidden_layers=2)
+    model = our_model(numbers)
+    fast = for_decoding(model)
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    for lengths in ((30, 1, 7), (2, 40, 3)):
+        batch = [random_ids(numbers, 1, n, seed=n)[0].tolist() for n in lengths]
+        free = [greedy(model, prompt, 24) for prompt in batch]
+        stop_ids = {free[0][2], free[1][5]}
+        expected = [greedy(model, prompt, 24, stop_ids) for prompt in batch]
+        assert len({len(answer) for answer in expected}) > 1
+        assert generate_batch(fast, batch, 24, stop_ids, compiled=True, temperature=0) == expected
+    assert counters["stats"]["unique_graphs"] == before + 1
+
+
 @pytest.mark.parametrize("vocab", [50, 1000])
 @pytest.mark.parametrize("flatness", [0.01, 1.0, 8.0])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
