@@ -34,7 +34,7 @@ part train_64m_512 45 $train --preset base --seq_len 512 --batch_size 96 --only_
 part train_64m_2048 45 $train --preset base --seq_len 2048 --batch_size 24 --only_ours
 part train_108m_2048 60 $train --preset large --seq_len 2048 --batch_size 16 --only_ours
 part experts 75 $train --preset base --seq_len 512 --batch_size 64 --moe
-part generate 100 $PYTHON benchmarks/bench_generate.py --device cuda
+part generate 100 $PYTHON benchmarks/bench_generate.py --device cuda --batch_sizes 64
 part checkpoint 35 $PYTHON benchmarks/bench_checkpoint.py --device cuda --preset base
 part tests 600 $PYTHON -m pytest -q tests/test_gpu.py tests/test_fast_step.py tests/test_memory.py \
     tests/test_writer_and_watch.py
