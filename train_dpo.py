@@ -108,22 +108,7 @@ def parse_args():
     add("--init_from", type=Path, default=Path("out/full_sft"), help=text)
     add("--max_seq_len", type=cli.at_least(1), default=768, help="tokens per row")
 
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=cli.at_least(1), default=1, help="passes over the data")
-    text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
-    add("--max_steps", type=cli.at_least(0), default=0, help=text)
-    add("--batch_size", type=cli.at_least(1), default=2, help="rows per micro-batch and process")
-    add("--accumulation_steps", type=cli.at_least(1), default=1, help="micro-batches per step")
-    add("--learning_rate", type=cli.in_range(0, 10), default=5e-5, help="peak, after the warmup")
-    text = "last learning rate as a share of the peak"
-    add("--min_lr_ratio", type=cli.in_range(0, 1), default=0.1, help=text)
-    add("--warmup_steps", type=cli.at_least(0), default=20, help="optimizer steps of linear rise")
-    text = "muon: Muon for the hidden matrices, AdamW for the rest"
-    add("--optimizer", choices=["adamw", "muon"], default="adamw", help=text)
-    add("--weight_decay", type=cli.in_range(0, 10), default=0.0, help="on matrices, per unit of lr")
-    text = "largest norm of the whole gradient; 0: no clipping"
-    add("--grad_clip", type=cli.in_range(0, 1e9), default=1.0, help=text)
-
+    cli.add_training_flags(parser, epochs=1, batch_size=2, learning_rate=5e-5, weight_decay=0.0)
     cli.add_run_flags(parser, out_dir="out/dpo")
     return parser.parse_args()  # (1) parse the command line
 
@@ -193,6 +178,7 @@ def main():
         model = build(resumed_from)
     model.train()
     model.activation_checkpointing = args.activation_checkpointing
+    model.documents_per_row = max(d.documents_per_row for d in (dataset, val_dataset) if d)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     sampler = UpdateSampler(

@@ -64,24 +64,7 @@ def parse_args():
     text = "several whole conversations in a row; without: one, for comparison"
     add("--packing", **cli.BOOL, default=True, help=text)
 
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=cli.at_least(1), default=2, help="passes over the data")
-    text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
-    add("--max_steps", type=cli.at_least(0), default=0, help=text)
-    add("--batch_size", type=cli.at_least(1), default=4, help="rows per micro-batch and process")
-    add("--accumulation_steps", type=cli.at_least(1), default=1, help="micro-batches per step")
-    add("--learning_rate", type=cli.in_range(0, 10), default=1e-3, help="peak, after the warmup")
-    text = "last learning rate as a share of the peak"
-    add("--min_lr_ratio", type=cli.in_range(0, 1), default=0.1, help=text)
-    add("--warmup_steps", type=cli.at_least(0), default=20, help="optimizer steps of linear rise")
-    text = "muon: Muon for the hidden matrices, AdamW for the rest"
-    add("--optimizer", choices=["adamw", "muon"], default="adamw", help=text)
-    add(
-        "--weight_decay", type=cli.in_range(0, 10), default=0.01, help="on matrices, per unit of lr"
-    )
-    text = "largest norm of the whole gradient; 0: no clipping"
-    add("--grad_clip", type=cli.in_range(0, 1e9), default=1.0, help=text)
-
+    cli.add_training_flags(parser, epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.01)
     cli.add_run_flags(parser, out_dir="out/full_sft")
     return parser.parse_args()  # (1) parse the command line
 
@@ -128,6 +111,7 @@ def main():
         repeats = repeats_by_weight(encoded.sources, cli.paired(data_path, args.data_weights))
     dataset = SFTDataset(encoded, args.max_seq_len, args.packing, repeats)
     val_dataset = SFTDataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
+    model.documents_per_row = max(d.documents_per_row for d in (dataset, val_dataset) if d)
     if args.questions:
         questions = read_questions(args.questions, tokenizer)
     else:

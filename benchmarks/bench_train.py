@@ -80,6 +80,8 @@ def parse_args():
     add("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of ours, autocast")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--compile", **cli.BOOL, default=True, help="compile our step")
+    text = "ours keeps only each block's input for the backward pass"
+    add("--activation_checkpointing", action="store_true", help=text)
     add("--moe", action="store_true", help="4 experts, top-1, against the dense model")
     add("--sft", type=Path, default=None, help="conversations: packed rows against padded ones")
     add("--suite", action="store_true", help="pretraining, experts, and --sft at 768 if given")
@@ -257,6 +259,7 @@ def pretrain(args, device, dtype) -> tuple[list[Contender], dict]:
     batches, context = random_batches(config, args, device), (args.seq_len + 1) / 2
     kind = f"{args.dtype}, {'compiled' if args.compile else 'eager'}"
     model = MiniMindLM(config).to(device)
+    model.activation_checkpointing = args.activation_checkpointing
     entries = [(f"ours, {kind}", our_step(model, device, dtype, args.compile), model)]
     if not args.only_ours:
         for compile in (True, False):
@@ -291,8 +294,9 @@ def fine_tuning(args, device, dtype) -> tuple[list[Contender], dict]:
     config = LMConfig.preset(args.preset)
     tokenizer = load_tokenizer("model/tokenizer")
     encoded = EncodedConversations(read_conversations([args.sft], "skip"), tokenizer, args.seq_len)
-    model = MiniMindLM(config).to(device)
-    batches, context = sft_batches(SFTDataset(encoded, args.seq_len), args, device)
+    model, dataset = MiniMindLM(config).to(device), SFTDataset(encoded, args.seq_len)
+    model.documents_per_row = dataset.documents_per_row
+    batches, context = sft_batches(dataset, args, device)
     step = our_step(model, device, dtype, args.compile)
     flops = flops_per_token(model, context)
     contenders = [Contender("ours, packed", step, batches, flops, model)]

@@ -168,7 +168,8 @@ class DPODataset(Dataset):
     `pairs` holds the numbers of the row's pairs, -1 where there are fewer than P. Item -1 is a
     filler. Raises ValueError if there is no pair at all.
 
-    answer_lengths  float32 [pairs, 2]: tokens of the chosen and of the rejected answer
+    answer_lengths     float32 [pairs, 2]: tokens of the chosen and of the rejected answer
+    documents_per_row  no row has more, the filled up end counted
     """
 
     def __init__(self, encoded: EncodedPairs, max_seq_len: int) -> None:
@@ -180,6 +181,7 @@ class DPODataset(Dataset):
         lengths = np.array([len(ids) - 1 for ids, _ in encoded.sequences]).reshape(-1, 2).sum(1)
         self.rows = best_fit(lengths, max_seq_len)
         self.pairs_per_row = max(map(len, self.rows))
+        self.documents_per_row = 2 * self.pairs_per_row + 1
         answers = [int(mask.sum()) for _, mask in encoded.sequences]
         self.answer_lengths = torch.tensor(answers, dtype=torch.float32).view(-1, 2)
         self._row_pairs = np.array([*map(len, self.rows), 0], np.int64)  # the last one is row -1's

@@ -135,6 +135,9 @@ class SFTDataset(Dataset):
     often each conversation is taken per epoch (weights of files); None is once. Positions after the
     last conversation hold eos, are masked, and are a document of their own. Item -1 is a filler.
     Raises ValueError if there is no conversation at all.
+
+    num_tokens         positions that hold real tokens, per epoch
+    documents_per_row  no row has more, the filled up end counted
     """
 
     def __init__(
@@ -164,7 +167,8 @@ class SFTDataset(Dataset):
         supervised = np.add.reduceat(encoded.masks, starts, dtype=np.int64)
         per_row = [supervised[row].sum() for row in self.rows]
         self._row_targets = np.array([*per_row, 0], np.int64)  # the last one is row -1's
-        self.num_tokens = int(lengths.sum())  # positions that hold real tokens, per epoch
+        self.num_tokens = int(lengths.sum())
+        self.documents_per_row = max(map(len, self.rows)) + 1
 
     def __len__(self) -> int:
         return len(self.rows)

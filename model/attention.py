@@ -4,8 +4,10 @@ Everything here computes softmax(q kᵀ / √D) v over the tokens that may be lo
 
     torch's scaled_dot_product_attention   whatever is not listed below; on CUDA with its backends
                                            in order of speed
-    flex_attention                         packed rows, compiled for CUDA: skips the blocks of pairs
-                                           that have no document in common
+    flash_attn_varlen_func                 packed rows on CUDA, where the flash-attn package is
+                                           installed: every document is a sequence of its own
+    flex_attention                         packed rows, compiled for CUDA, without that package:
+                                           skips the blocks of pairs that share no document
     blockwise_attention                    compiled for a CPU: torch's own kernel there takes two
                                            to three times as long, most of it in its backward pass
 
@@ -24,6 +26,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:  # not installed, or built for another torch
+    flash_attn_varlen_func = None
+
 # cuDNN's kernel is about twice as fast as FlashAttention 2 on Hopper; what a backend cannot do (old
 # GPU, head size, mask), the next one does.
 CUDA_BACKENDS = [
@@ -32,6 +39,7 @@ CUDA_BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+HALF = (torch.float16, torch.bfloat16)
 # Longer rows are left to torch's kernel, whose memory does not grow with T².
 LONGEST_BLOCKWISE = 2048
 
@@ -42,11 +50,14 @@ class PackedRows(NamedTuple):
     runs    int64 [B, T], the number of a token's document within its row
     mask    bool [B, 1, T, T], True = may look; not made by a compiled graph that does not read it
     blocks  flex_attention's list of the blocks to compute; None: another kernel is used
+    bounds  int32 [N + 1], where each document begins in the rows laid end to end, filled up with
+            B·T; None: another kernel than flash-attn's is used
     """
 
     runs: Tensor
     mask: Tensor
     blocks: BlockMask | None = None
+    bounds: Tensor | None = None
 
 
 def document_starts(document_ids: Tensor) -> Tensor:
@@ -59,14 +70,41 @@ def document_starts(document_ids: Tensor) -> Tensor:
     return is_start
 
 
-def packed_rows(document_ids: Tensor) -> PackedRows:
-    """What attention needs to know of document_ids [B, T], made once for all layers."""
+def packed_rows(document_ids: Tensor, documents_per_row: int | None = None) -> PackedRows:
+    """What attention needs to know of document_ids [B, T], made once for all layers.
+
+    documents_per_row: no row has more runs of equal ids. Not None: for flash-attn.
+    """
     runs = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
     same = runs[:, None, :, None] == runs[:, None, None, :]  # [B, 1, T, T]
     T = runs.shape[1]
     mask = same & torch.ones(T, T, dtype=torch.bool, device=runs.device).tril()
+    if documents_per_row is not None:
+        return PackedRows(runs, mask, bounds=document_bounds(runs, documents_per_row))
     on_cuda = torch.compiler.is_compiling() and runs.is_cuda
     return PackedRows(runs, mask, document_blocks(runs) if on_cuda else None)
+
+
+def flash_attn_serves(device: torch.device) -> bool:
+    """Whether the flash-attn package is there, and the GPU (Ampere or newer) one of its own."""
+    if flash_attn_varlen_func is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def document_bounds(runs: Tensor, documents_per_row: int) -> Tensor:
+    """int32 [B · documents_per_row + 1]: first token of every document, then B·T, from runs [B, T].
+
+    Tokens are counted through all rows. The size is the same for every batch, so that nothing is
+    compiled anew and the host need not know how many documents there are.
+    """
+    B, T = runs.shape
+    before = runs[:, -1].cumsum(0) - runs[:, -1]  # [B], documents in earlier rows
+    number = (before[:, None] + runs).flatten() - 1  # [B·T], 0, 0, 0, 1, 1, ...
+    wanted = torch.arange(B * documents_per_row + 1, device=runs.device)
+    bounds = torch.searchsorted(number, wanted)
+    torch._assert_async(bounds[-1] == B * T, "a row has more than documents_per_row documents")
+    return bounds.int()
 
 
 def document_blocks(runs: Tensor) -> BlockMask:
@@ -85,6 +123,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
     mask: bool [B|1, 1, T, S], True = may look; PackedRows; None = causal.
     """
     packed = isinstance(mask, PackedRows)
+    if packed and mask.bounds is not None and v.dtype in HALF:
+        return varlen_attention(q, k, v, mask.bounds)
     if torch.compiler.is_compiling() and q.device.type == "cpu" and (packed or mask is None):
         T, S = q.shape[2], k.shape[2]
         if 1 < T == S <= LONGEST_BLOCKWISE:
@@ -101,8 +141,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
         return F.scaled_dot_product_attention(rows, k, v, mask).reshape(q.shape)
     causal = mask is None
     if q.is_cuda:
-        half = v.dtype in (torch.float16, torch.bfloat16)
-        if not half or torch.cuda.get_device_capability(q.device) < (8, 0):
+        if v.dtype not in HALF or torch.cuda.get_device_capability(q.device) < (8, 0):
             # the one kernel left that needs no T × T memory knows no shared key heads
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         exact = torch.are_deterministic_algorithms_enabled()  # the others add up in any order
@@ -110,6 +149,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
         with sdpa_kernel(backends, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+
+
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+    """Causal attention inside each document by the flash-attn package (Dao 2023).
+
+    q [B, A, T, D], k and v [B, K, T, D] in half precision → [B, A, T, D]; bounds as in PackedRows.
+    """
+    B, _, T, D = q.shape
+    q, k, v = (t.to(v.dtype).transpose(1, 2).reshape(B * T, -1, D) for t in (q, k, v))
+    exact = torch.are_deterministic_algorithms_enabled()
+    y = flash_attn_varlen_func(q, k, v, bounds, bounds, T, T, causal=True, deterministic=exact)
+    return y.view(B, T, -1, D).transpose(1, 2)
 
 
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None = None) -> Tensor:

@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import PackedRows, attention, document_starts, packed_rows
+from model.attention import (
+    PackedRows,
+    attention,
+    document_starts,
+    flash_attn_serves,
+    packed_rows,
+)
 from model.config import LMConfig
 from model.moe import MoEFeedForward, expert_load, load_balancing_loss
 
@@ -172,6 +178,8 @@ class MiniMindLM(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         # True: only each block's input is kept for the backward pass, which computes the rest anew
         self.activation_checkpointing = False
+        # packed rows hold at most so many documents; None: not known. flash-attn needs to know
+        self.documents_per_row: int | None = None
         self.make_buffers()
         self.apply(self._init_weights)
 
@@ -222,7 +230,8 @@ class MiniMindLM(nn.Module):
             positions, mask = torch.arange(T, device=input_ids.device)[None], None  # [1, T]
         else:
             positions = document_positions(document_ids)  # [B, T]
-            mask = packed_rows(document_ids)
+            known = self.documents_per_row if flash_attn_serves(input_ids.device) else None
+            mask = packed_rows(document_ids, known)
 
         x = self.dropout(self.model.embed_tokens(input_ids))  # [B, T, C]
         with torch.autocast(x.device.type, enabled=False):  # angles need float32

@@ -140,6 +140,8 @@ def test_packed_pairs_equal_single_sequences(encoded):
     model = our_model(NUMBERS)
     dataset = DPODataset(encoded, 160)
     assert dataset.pairs_per_row > 1 and len(dataset) > 1
+    documents = [len(row[3].unique_consecutive()) for row in dataset]
+    assert max(documents) <= dataset.documents_per_row <= max(documents) + 1
     packed = pair_log_probs(model, dataset, 2, ALONE, NO_AUTOCAST)
     for number, (ids, mask) in enumerate(encoded.sequences):
         ids = torch.tensor(ids, dtype=torch.int64)

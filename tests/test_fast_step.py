@@ -13,6 +13,7 @@ from model.attention import (
     attention,
     blockwise_attention,
     document_blocks,
+    document_bounds,
     document_starts,
     packed_rows,
 )
@@ -116,6 +117,66 @@ def test_document_blocks_say_what_the_mask_says(monkeypatch):
     with torch.no_grad():
         found = compiled(q, k, v, documents)
     assert (found - expected).abs().max() <= 1e-5
+
+
+def test_document_bounds_are_the_first_tokens_and_then_the_end():
+    """Counted through all rows, one size whatever the documents; too small a one is an error."""
+    runs = torch.tensor([[1, 1, 2, 2, 2], [1, 2, 3, 3, 3]])
+    bounds = document_bounds(runs, documents_per_row=4)
+    assert bounds.tolist() == [0, 2, 5, 6, 7, 10, 10, 10, 10]
+    compiled = torch.compile(document_bounds, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(runs, documents_per_row=4), bounds)
+    assert bounds.dtype == torch.int32
+    assert document_bounds(runs[:1], 2).tolist() == [0, 2, 5]
+    with pytest.raises(RuntimeError, match="more than documents_per_row"):
+        document_bounds(runs, documents_per_row=2)
+
+
+def looped_varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, deterministic):
+    """What flash_attn_varlen_func's documentation says, one sequence after the other.
+
+    q [tokens, A, D], k and v [tokens, K, D]; sequence i holds the tokens cu[i] to cu[i + 1] - 1.
+    """
+    assert cu_q.dtype == cu_k.dtype == torch.int32 and q.dtype in (torch.float16, torch.bfloat16)
+    assert len(q) == len(k) == cu_q[-1] and causal and not deterministic
+    pieces = []
+    for start, end in zip(cu_q.tolist(), cu_q[1:].tolist()):
+        assert end - start <= min(max_q, max_k)
+        if end > start:
+            rows = (t[start:end].transpose(0, 1)[None] for t in (q, k, v))
+            y = F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True)
+            pieces.append(y[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+def test_packed_rows_reach_flash_attn_as_sequences(monkeypatch):
+    """The model's loss and gradients through flash-attn's interface are those through a mask.
+
+    A loop stands in for the package: this shows what it is given. tests/test_gpu.py runs itself.
+    """
+    model = small_model()
+    X, Y, loss_mask, _ = batch(T=150)
+    documents = (torch.arange(150) // torch.tensor([[40], [67]])).contiguous()
+    calls = []
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = masked_cross_entropy(model(X, documents)[0], Y, loss_mask)
+        loss.backward()
+        return {"loss": loss.detach()} | gradients(model)
+
+    def counted(*args, **kwargs):
+        calls.append(len(args[3]))
+        return looped_varlen(*args, **kwargs)
+
+    expected = run()
+    monkeypatch.setattr("model.attention.flash_attn_varlen_func", counted)
+    monkeypatch.setattr("model.model.flash_attn_serves", lambda device: True)
+    assert largest_error(run(), expected) == 0  # documents_per_row is not known: the mask
+    model.documents_per_row = 5
+    found = run()
+    assert calls == [2 * 5 + 1] * model.config.num_hidden_layers
+    assert largest_error(found, expected) <= 6e-2
 
 
 CASES = {  # changes, packed, dtype, largest error as a share of the largest value

@@ -5,7 +5,9 @@ Skipped where there is none; `benchmarks/gpu.sh` runs them.
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from model.attention import attention, flash_attn_serves, packed_rows
 from model.config import LMConfig
 from model.generation import generate
 from model.model import MiniMindLM
@@ -85,3 +87,34 @@ def test_greedy_tokens_are_those_of_the_cpu():
     for compiled in (False, True):
         found = list(generate(model, prompt, 30, set(), compiled=compiled, temperature=0))
         assert found == expected
+
+
+@pytest.mark.parametrize("kernel", ["flex_attention", "flash-attn"])
+@pytest.mark.parametrize("D", [64, 128])
+def test_kernels_for_packed_rows_equal_masked_attention(kernel, D):
+    """Output and gradients in bfloat16 are those of the stock kernel in float32 with a mask."""
+    device, (B, A, K, T) = torch.device("cuda"), (3, 8, 4, 500)
+    documents_per_row = 6 if kernel == "flash-attn" else None
+    if documents_per_row and not flash_attn_serves(device):
+        pytest.skip("flash-attn is not installed, or not for this GPU")
+    torch.manual_seed(0)
+    leaves = [torch.randn(B, heads, T, D, device=device) for heads in (A, K, K)]
+    upstream = torch.randn(B, A, T, D, device=device)
+    documents = torch.arange(T, device=device) // torch.tensor([[100], [170], [499]], device=device)
+
+    def run(attend, dtype):
+        q, k, v = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+        y = attend(q, k, v)
+        y.backward(upstream.to(dtype))
+        return [t.float() for t in (y, q.grad, k.grad, v.grad)]
+
+    def stock(q, k, v):
+        k, v = (t.repeat_interleave(A // K, dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, packed_rows(documents).mask)
+
+    @torch.compile(dynamic=False)
+    def fast(q, k, v):
+        return attention(q, k, v, packed_rows(documents, documents_per_row))
+
+    for found, expected in zip(run(fast, torch.bfloat16), run(stock, torch.float32)):
+        assert (found - expected).abs().max() <= 0.03 * expected.abs().max()

@@ -123,6 +123,8 @@ def test_rows_hold_exactly_the_supervised_tokens(tiny_tokenizer):
     targets = dataset.loss_tokens(np.arange(len(dataset)))
     assert targets.tolist() == [int(row[2].sum()) for row in dataset]
     assert dataset.loss_tokens(np.array([-1])) == 0 and dataset[-1][2].sum() == 0
+    documents = [len(row[3].unique_consecutive()) for row in dataset]
+    assert max(documents) <= dataset.documents_per_row <= max(documents) + 1
 
 
 def test_packed_equals_unpacked(tiny_tokenizer):

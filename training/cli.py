@@ -116,6 +116,34 @@ def build_config(args: argparse.Namespace, tokenizer_size: int) -> LMConfig:
     return config
 
 
+def add_training_flags(
+    parser: argparse.ArgumentParser,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+):
+    """Steps, batch and optimizer, with a script's own defaults."""
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=at_least(1), default=epochs, help="passes over the data")
+    text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
+    add("--max_steps", type=at_least(0), default=0, help=text)
+    text = "rows per micro-batch and process"
+    add("--batch_size", type=at_least(1), default=batch_size, help=text)
+    add("--accumulation_steps", type=at_least(1), default=1, help="micro-batches per step")
+    text = "peak, after the warmup"
+    add("--learning_rate", type=in_range(0, 10), default=learning_rate, help=text)
+    text = "last learning rate as a share of the peak"
+    add("--min_lr_ratio", type=in_range(0, 1), default=0.1, help=text)
+    add("--warmup_steps", type=at_least(0), default=20, help="optimizer steps of linear rise")
+    text = "muon: Muon for the hidden matrices, AdamW for the rest"
+    add("--optimizer", choices=["adamw", "muon"], default="adamw", help=text)
+    text = "on matrices, per unit of lr"
+    add("--weight_decay", type=in_range(0, 10), default=weight_decay, help=text)
+    text = "largest norm of the whole gradient; 0: no clipping"
+    add("--grad_clip", type=in_range(0, 1e9), default=1.0, help=text)
+
+
 def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     """Where it runs, what it leaves behind, what it prints."""
     group = parser.add_argument_group("run")
