@@ -125,7 +125,7 @@ def main():
     )  # fmt: skip
     total_steps = args.max_steps or args.epochs * sampler.updates_per_epoch
     epochs = -(-total_steps // sampler.updates_per_epoch)
-    compile = cli.compiler(args.compile, device, total_steps)
+    compile = cli.compiler(args.compile, device, total_steps, args.cuda_graphs)
     compiled, masked_loss = compile(model), compile(masked_cross_entropy)
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone

@@ -103,18 +103,22 @@ def main():
     runs = [train("adamw", rate, args.steps, args) for rate in args.adamw]
     best = min(runs, key=lambda run: run["final_loss"])
     runs += [train("muon", rate, round(args.share * args.steps), args) for rate in args.muon]
-    print(
-        "| optimizer | peak rate | updates | tokens | held-out loss | minutes | tokens to AdamW's |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = ["optimizer", "peak rate", "updates", "tokens", "held-out loss", "minutes"]
+    columns += ["tokens to AdamW's", "minutes to AdamW's"]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
     for run in runs:
         reached = tokens_to(best["final_loss"], run["curve"])
         run["tokens_to_target"] = reached
         run["share_of_tokens"] = reached and reached / best["tokens"]
-        share = "–" if reached is None else f"{run['share_of_tokens']:.0%}"
+        tokens, minutes = "–", "–"
+        if reached is not None:
+            tokens = f"{run['share_of_tokens']:.0%}"
+            minutes = f"{run['seconds'] * reached / run['tokens'] / 60:.1f}"
         print(
             f"| {run['optimizer']} | {run['learning_rate']:g} | {run['steps']:,} "
-            f"| {run['tokens']:,} | {run['final_loss']:.4f} | {run['seconds'] / 60:.1f} | {share} |"
+            f"| {run['tokens']:,} | {run['final_loss']:.4f} | {run['seconds'] / 60:.1f} "
+            f"| {tokens} | {minutes} |"
         )
     muons = [run for run in runs[len(args.adamw) :] if run["share_of_tokens"]]
     share = min((run["share_of_tokens"] for run in muons), default=None)

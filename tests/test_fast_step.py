@@ -4,6 +4,8 @@ Compiled code is compared with eager code, blocks with torch's own attention, gr
 loop, chunks with the whole.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -386,3 +388,26 @@ def test_when_compiling_is_the_default():
     assert compiles(None, cuda, 1) and compiles(True, cpu, 1)
     assert not compiles(False, cuda, 9999) and not compiles(None, cpu, 100)
     assert compiles(None, cpu, 5000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "message"),
+    [
+        ({}, "cpu", "the device is cpu"),
+        ({"compile": False}, "cuda", "--no-compile"),
+        ({"accumulation_steps": 2}, "cuda", "--accumulation_steps above 1"),
+        ({"auto_batch": True}, "cuda", "--auto_batch"),
+        ({}, "cuda", "for one process"),
+    ],
+)
+def test_cuda_graphs_are_refused_where_they_would_be_wrong(monkeypatch, changes, device, message):
+    """One line that names the flag; without the flag nothing is refused."""
+    monkeypatch.setenv("WORLD_SIZE", "2" if message == "for one process" else "1")
+    flags = {"cuda_graphs": True, "compile": None, "accumulation_steps": 1, "auto_batch": False}
+    args = SimpleNamespace(**flags | changes)
+    with pytest.raises(ValueError, match=rf"--cuda_graphs: .*{message}"):
+        cli.check_cuda_graphs(args, torch.device(device))
+    args.cuda_graphs = False
+    cli.check_cuda_graphs(args, torch.device(device))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    cli.check_cuda_graphs(SimpleNamespace(**flags), torch.device("cuda"))

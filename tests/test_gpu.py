@@ -48,6 +48,16 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, flags, optimizer):
     assert result(tmp_path / "again")["files"] == result(tmp_path / "whole")["files"]
 
 
+@pytest.mark.parametrize("script", ["pretrain", "full_sft"])
+def test_cuda_graphs_learn_the_same(tmp_path, flags, script):
+    """Replayed as CUDA graphs, with dropout, evaluation and a save in between."""
+    more = ["--device", "cuda", "--compile"]
+    run(script, tmp_path / "plain", *flags[script], *more)
+    run(script, tmp_path / "graphs", *flags[script], *more, "--cuda_graphs")
+    plain, graphs = (metrics(tmp_path / name)[-1] for name in ("plain", "graphs"))
+    assert graphs["val_loss"] == pytest.approx(plain["val_loss"], rel=0.02)
+
+
 @pytest.mark.parametrize("experts", [False, True])
 def test_a_step_never_waits_for_the_gpu(experts):
     """Forward, loss, backward, clipping and update with synchronisation made an error."""

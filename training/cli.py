@@ -155,6 +155,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
         "compile model and loss, which takes a minute or two; None: on CUDA, and on CPUs in runs "
     )
     add("--compile", **BOOL, default=None, help=text + f"of {LONG_RUN:,} or more steps")
+    text = "replay the compiled step as CUDA graphs: for small models on one GPU, not accumulating"
+    add("--cuda_graphs", action="store_true", help=text)
     text = "keep only each block's input for the backward pass: less memory, a third more work"
     add("--activation_checkpointing", action="store_true", help=text)
     text = "on a GPU, kernels that give the same bits every time (slower; a CPU's do anyway)"
@@ -251,18 +253,40 @@ def _cpu_has_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def compiler(flag: bool | None, device: torch.device, total_steps: int) -> Callable:
+def compiler(
+    flag: bool | None, device: torch.device, total_steps: int, cuda_graphs: bool = False
+) -> Callable:
     """torch.compile for --compile, or a function that gives back what it gets.
 
     None compiles on CUDA, and on a CPU where the run is long enough to win back the time that
     compiling takes and there is a C++ compiler. dynamic=False: batches have one shape, and graphs
-    made for it are faster than graphs for any.
+    made for it are faster than graphs for any. cuda_graphs: kernels are launched together, as
+    recorded; worth it where launching them one by one takes longer than they do.
     """
     if flag is None:
         found = any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
         long_on_cpu = device.type == "cpu" and total_steps >= LONG_RUN and found
         flag = device.type == "cuda" or long_on_cpu
-    return partial(torch.compile, dynamic=False) if flag else lambda function: function
+    mode = "reduce-overhead" if cuda_graphs else None
+    return partial(torch.compile, dynamic=False, mode=mode) if flag else lambda function: function
+
+
+def check_cuda_graphs(args: argparse.Namespace, device: torch.device):
+    """ValueError if --cuda_graphs contradicts another flag.
+
+    Gradients of one micro-batch would lie where the next one's graph writes its own, and
+    collectives are not part of a graph.
+    """
+    if not args.cuda_graphs:
+        return
+    if device.type != "cuda":
+        raise ValueError(f"--cuda_graphs: the device is {device}")
+    if args.compile is False:
+        raise ValueError("--cuda_graphs: not with --no-compile, the compiler makes them")
+    if args.accumulation_steps > 1 or args.auto_batch:
+        raise ValueError("--cuda_graphs: not with --accumulation_steps above 1 or --auto_batch")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--cuda_graphs: for one process")
 
 
 def write_args(out_dir: Path, args: argparse.Namespace, **more):
