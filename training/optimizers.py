@@ -118,9 +118,9 @@ class Muon(torch.optim.AdamW):
                 is_bad = found_inf > 0
                 gradients = [torch.where(is_bad, m, g) for m, g in zip(momenta, gradients)]
             torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
-            ahead = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
+            torch._foreach_lerp_(gradients, momenta, self.MOMENTUM)  # they are not needed any more
             rows, columns = shape[-2:]
-            stack = torch.stack([whole(tensor) for tensor in ahead]).view(-1, rows, columns)
+            stack = torch.stack([whole(gradient) for gradient in gradients]).view(-1, rows, columns)
             updates = self._in_parts(stack).view(len(parameters), *shape)
             updates = [like(update, p) for update, p in zip(updates, parameters)]
             size = 0.2 * math.sqrt(max(rows, columns))
