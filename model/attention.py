@@ -4,8 +4,8 @@ Everything here computes softmax(q kᵀ / √D) v over the tokens that may be lo
 
     torch's scaled_dot_product_attention   whatever is not listed below; on CUDA with its backends
                                            in order of speed
-    flash_attn_varlen_func                 packed rows on CUDA, where the flash-attn package is
-                                           installed: every document is a sequence of its own
+    flash_attn_varlen_func                 packed rows on CUDA in half precision, where flash-attn
+                                           is installed: every document is a sequence of its own
     flex_attention                         packed rows, compiled for CUDA, without that package:
                                            skips the blocks of pairs that share no document
     blockwise_attention                    compiled for a CPU: torch's own kernel there takes two
@@ -85,11 +85,12 @@ def packed_rows(document_ids: Tensor, documents_per_row: int | None = None) -> P
     return PackedRows(runs, mask, document_blocks(runs) if on_cuda else None)
 
 
-def flash_attn_serves(device: torch.device) -> bool:
-    """Whether the flash-attn package is there, and the GPU (Ampere or newer) one of its own."""
+def flash_attn_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the flash-attn package is there and can do it: half precision, Ampere or newer."""
     if flash_attn_varlen_func is None or device.type != "cuda":
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    can = dtype in HALF and head_dim <= 256
+    return can and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def document_bounds(runs: Tensor, documents_per_row: int) -> Tensor:
@@ -123,7 +124,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
     mask: bool [B|1, 1, T, S], True = may look; PackedRows; None = causal.
     """
     packed = isinstance(mask, PackedRows)
-    if packed and mask.bounds is not None and v.dtype in HALF:
+    if packed and mask.bounds is not None:
         return varlen_attention(q, k, v, mask.bounds)
     if torch.compiler.is_compiling() and q.device.type == "cpu" and (packed or mask is None):
         T, S = q.shape[2], k.shape[2]

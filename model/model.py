@@ -222,6 +222,8 @@ class MiniMindLM(nn.Module):
         router_aux_loss_coef · load-balancing loss with experts, 0 without.
         """
         T = input_ids.shape[1]
+        x = self.dropout(self.model.embed_tokens(input_ids))  # [B, T, C]
+        dtype = torch.get_autocast_dtype(x.device.type) if _autocast_on(x) else x.dtype
         if cache is not None:
             if document_ids is not None:
                 raise ValueError("document_ids and cache together: packed rows are not decoded")
@@ -230,15 +232,13 @@ class MiniMindLM(nn.Module):
             positions, mask = torch.arange(T, device=input_ids.device)[None], None  # [1, T]
         else:
             positions = document_positions(document_ids)  # [B, T]
-            known = self.documents_per_row if flash_attn_serves(input_ids.device) else None
-            mask = packed_rows(document_ids, known)
+            served = flash_attn_serves(x.device, dtype, self.config.head_dim)
+            mask = packed_rows(document_ids, self.documents_per_row if served else None)
 
-        x = self.dropout(self.model.embed_tokens(input_ids))  # [B, T, C]
         with torch.autocast(x.device.type, enabled=False):  # angles need float32
             angles = positions[..., None].float() * self.inv_freq  # [B|1, T, D/2]
             angles = torch.cat((angles, angles), dim=-1)[:, None]  # [B|1, 1, T, D]
             cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        dtype = torch.get_autocast_dtype(x.device.type) if _autocast_on(x) else x.dtype
         cos, sin = cos.to(dtype), sin.to(dtype)
 
         router_logits = []

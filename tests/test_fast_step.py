@@ -154,7 +154,7 @@ def looped_varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, deterministic):
 def test_packed_rows_reach_flash_attn_as_sequences(monkeypatch):
     """The model's loss and gradients through flash-attn's interface are those through a mask.
 
-    A loop stands in for the package: this shows what it is given. tests/test_gpu.py runs itself.
+    A loop stands in for the package: this shows what it is given. test_gpu.py runs the package.
     """
     model = small_model()
     X, Y, loss_mask, _ = batch(T=150)
@@ -173,7 +173,7 @@ def test_packed_rows_reach_flash_attn_as_sequences(monkeypatch):
 
     expected = run()
     monkeypatch.setattr("model.attention.flash_attn_varlen_func", counted)
-    monkeypatch.setattr("model.model.flash_attn_serves", lambda device: True)
+    monkeypatch.setattr("model.model.flash_attn_serves", lambda *args: True)
     assert largest_error(run(), expected) == 0  # documents_per_row is not known: the mask
     model.documents_per_row = 5
     found = run()
@@ -397,6 +397,7 @@ def test_when_compiling_is_the_default():
         ({"compile": False}, "cuda", "--no-compile"),
         ({"accumulation_steps": 2}, "cuda", "--accumulation_steps above 1"),
         ({"auto_batch": True}, "cuda", "--auto_batch"),
+        ({"use_moe": True}, "cuda", "experts"),
         ({}, "cuda", "for one process"),
     ],
 )
@@ -404,10 +405,11 @@ def test_cuda_graphs_are_refused_where_they_would_be_wrong(monkeypatch, changes,
     """One line that names the flag; without the flag nothing is refused."""
     monkeypatch.setenv("WORLD_SIZE", "2" if message == "for one process" else "1")
     flags = {"cuda_graphs": True, "compile": None, "accumulation_steps": 1, "auto_batch": False}
+    uses_experts = changes.get("use_moe", False)
     args = SimpleNamespace(**flags | changes)
     with pytest.raises(ValueError, match=rf"--cuda_graphs: .*{message}"):
-        cli.check_cuda_graphs(args, torch.device(device))
+        cli.check_cuda_graphs(args, torch.device(device), uses_experts)
     args.cuda_graphs = False
-    cli.check_cuda_graphs(args, torch.device(device))
+    cli.check_cuda_graphs(args, torch.device(device), uses_experts)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    cli.check_cuda_graphs(SimpleNamespace(**flags), torch.device("cuda"))
+    cli.check_cuda_graphs(SimpleNamespace(**flags), torch.device("cuda"), False)

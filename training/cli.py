@@ -1,4 +1,4 @@
-"""The flags that do not change what is learned, and how a script ends on a user's mistake."""
+"""The flags that the scripts share, and how a script ends on a user's mistake."""
 
 from __future__ import annotations
 
@@ -271,11 +271,11 @@ def compiler(
     return partial(torch.compile, dynamic=False, mode=mode) if flag else lambda function: function
 
 
-def check_cuda_graphs(args: argparse.Namespace, device: torch.device):
+def check_cuda_graphs(args: argparse.Namespace, device: torch.device, use_moe: bool):
     """ValueError if --cuda_graphs contradicts another flag.
 
-    Gradients of one micro-batch would lie where the next one's graph writes its own, and
-    collectives are not part of a graph.
+    Gradients of one micro-batch would lie where the next one's graph writes its own, collectives
+    are not part of a graph, and some kernels for grouped products read the groups' sizes first.
     """
     if not args.cuda_graphs:
         return
@@ -285,6 +285,8 @@ def check_cuda_graphs(args: argparse.Namespace, device: torch.device):
         raise ValueError("--cuda_graphs: not with --no-compile, the compiler makes them")
     if args.accumulation_steps > 1 or args.auto_batch:
         raise ValueError("--cuda_graphs: not with --accumulation_steps above 1 or --auto_batch")
+    if use_moe:
+        raise ValueError("--cuda_graphs: not with experts")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--cuda_graphs: for one process")
 

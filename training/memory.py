@@ -32,9 +32,10 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
     micro-batch does not fit, with the numbers that would. All ranks agree. packed: rows hold
     several documents.
 
-    The state of the optimizer is counted in; on a CPU the copy that a save takes is, too.
+    The state of the optimizer is counted in; on a CPU the copy that a save takes is, too. What
+    --cuda_graphs cannot do is refused here as well.
     """
-    check_cuda_graphs(args, ranks.device)
+    check_cuda_graphs(args, ranks.device, model.config.use_moe)
     if args.fsdp:
         if args.auto_batch:
             raise ValueError("--auto_batch: not with --fsdp; choose --batch_size yourself")
@@ -100,7 +101,7 @@ def _trial(model, rows: int, args, ranks: Ranks, autocast, packed: bool) -> bool
         # two moments, and the buckets in which DistributedDataParallel sends the gradients
         count = _trained_bytes(model) * (3 if ranks.is_distributed else 2)
         aside = torch.empty(count, dtype=torch.uint8, device=ranks.device)
-        compiled = compiler(args.compile, ranks.device, total_steps=0)(model)
+        compiled = compiler(args.compile, ranks.device, 0, args.cuda_graphs)(model)
         _one_pass(compiled, rows, args, ranks.device, autocast, packed)
     except torch.OutOfMemoryError:
         torch.compiler.reset()  # a model is compiled for eight shapes at most
