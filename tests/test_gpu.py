@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.attention import attention, flash_attn_serves, packed_rows
+from model.attention import attention, document_bounds, flash_attn_serves, packed_rows
 from model.config import LMConfig
 from model.generation import generate
 from model.model import MiniMindLM
@@ -49,10 +49,11 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, flags, optimizer):
 
 
 @pytest.mark.parametrize("script", ["pretrain", "full_sft", "dpo"])
-def test_cuda_graphs_learn_the_same(tmp_path, flags, script):
+def test_cuda_graphs_learn_the_same(tmp_path, flags, monkeypatch, script):
     """Every update's loss and gradient norm, with evaluations and saves in between."""
     more = ["--device", "cuda", "--compile", "--dtype", "bfloat16", "--dropout", 0]
     run(script, tmp_path / "plain", *flags[script], *more)
+    monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPH_OR_ERROR", "1")  # else it only says "skipping"
     run(script, tmp_path / "graphs", *flags[script], *more, "--cuda_graphs")
     plain, graphs = (metrics(tmp_path / name) for name in ("plain", "graphs"))
     assert len(plain) == len(graphs)
@@ -100,6 +101,13 @@ def test_greedy_tokens_are_those_of_the_cpu():
     for compiled in (False, True):
         found = list(generate(model, prompt, 30, set(), compiled=compiled, temperature=0))
         assert found == expected
+
+
+def test_document_bounds_compiled_for_a_gpu():
+    """The same bounds as eager code on a CPU."""
+    runs = torch.tensor([[1, 1, 2, 2, 2], [1, 2, 3, 3, 3]])
+    compiled = torch.compile(document_bounds, dynamic=False, fullgraph=True)
+    assert torch.equal(compiled(runs.cuda(), 4).cpu(), document_bounds(runs, 4))
 
 
 @pytest.mark.parametrize("kernel", ["flex_attention", "flash-attn"])
