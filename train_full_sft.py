@@ -80,6 +80,7 @@ def main():
     # (3) under torchrun: join the process group, take this rank's device
     ranks = init_distributed(args.device, args.deterministic)
     device, stop = ranks.device, Stopping(ranks)
+    cli.check_cuda_graphs(args, ranks, config)
     dtype = cli.choose_dtype(args.dtype, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 

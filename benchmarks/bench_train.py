@@ -80,7 +80,7 @@ def parse_args():
     add("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of ours, autocast")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--compile", **cli.BOOL, default=True, help="compile our step")
-    text = "ours keeps only each block's input for the backward pass"
+    text = "in pretraining, ours keeps only each block's input for the backward pass"
     add("--activation_checkpointing", action="store_true", help=text)
     add("--moe", action="store_true", help="4 experts, top-1, against the dense model")
     add("--sft", type=Path, default=None, help="conversations: packed rows against padded ones")

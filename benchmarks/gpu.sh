@@ -11,8 +11,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${1:-out/gpu}
 shift $(($# > 0))
-PARTS=${*:-train_30m_512 train_64m_512 train_64m_2048 train_108m_2048 experts packed generate
-    checkpoint tests}
+PARTS=${*:-all}
 DEADLINE=${DEADLINE:-470} # seconds
 export PYTHON PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
@@ -24,11 +23,12 @@ $PYTHON -c 'import flash_attn; print("flash-attn", flash_attn.__version__)' 2>/d
     | tee -a "$OUT/machine.txt"
 git rev-parse --short HEAD 2>/dev/null | tee -a "$OUT/machine.txt"
 
-failed=0
+failed=0 ran=0
 part() { # name, seconds at most, command: its output goes to the log, its last lines are shown
     local name=$1 limit=$2 left=$((DEADLINE - SECONDS))
     shift 2
-    [[ " ${PARTS//$'\n'/ } " == *" $name "* ]] || return
+    [[ " $PARTS " =~ " all "|" $name " ]] || return
+    ran=1
     [ "$limit" -le "$left" ] || limit=$((left > 1 ? left : 1))
     echo "== $name: $*"
     timeout "$limit" "$@" > "$OUT/$name.log" 2>&1
@@ -39,9 +39,12 @@ part() { # name, seconds at most, command: its output goes to the log, its last 
 }
 
 all_tests() { # eight at a time: most of a test is compiling, on a core of its own
-    $PYTHON -m pytest -o addopts= --collect-only -q -m "not slow" tests/test_gpu.py \
+    local test="$PYTHON -m pytest -o addopts= -q --tb=short -p no:cacheprovider"
+    $test tests/test_memory.py -k too_small # it takes all of the GPU's memory
+    local alone=$?
+    $test --collect-only -m "not slow" -k "gpu and not too_small" tests/test_gpu.py \
         tests/test_fast_step.py tests/test_memory.py tests/test_writer_and_watch.py | grep :: \
-        | xargs -d '\n' -P 8 -n 2 "$PYTHON" -m pytest -o addopts= -q --tb=short -p no:cacheprovider
+        | xargs -d '\n' -P 8 -n 2 $test && return $alone
 }
 export -f all_tests
 
@@ -57,4 +60,5 @@ part packed 40 $train --preset small --seq_len 768 --batch_size 16 --only_ours \
 part generate 90 $PYTHON benchmarks/bench_generate.py --device cuda --batch_sizes 64
 part checkpoint 30 $PYTHON benchmarks/bench_checkpoint.py --device cuda --preset base
 part tests 200 bash -c all_tests
+[ $ran = 1 ] || { echo "no such part: $PARTS" >&2; exit 2; }
 exit $failed

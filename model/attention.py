@@ -48,14 +48,15 @@ class PackedRows(NamedTuple):
     """Rows of several documents: attention stays inside each.
 
     runs    int64 [B, T], the number of a token's document within its row
-    mask    bool [B, 1, T, T], True = may look; not made by a compiled graph that does not read it
+    mask    bool [B, 1, T, T], True = may look; not made by a compiled graph that does not read it;
+            None beside bounds
     blocks  flex_attention's list of the blocks to compute; None: another kernel is used
     bounds  int32 [N + 1], where each document begins in the rows laid end to end, filled up with
             B·T; None: another kernel than flash-attn's is used
     """
 
     runs: Tensor
-    mask: Tensor
+    mask: Tensor | None
     blocks: BlockMask | None = None
     bounds: Tensor | None = None
 
@@ -76,11 +77,11 @@ def packed_rows(document_ids: Tensor, documents_per_row: int | None = None) -> P
     documents_per_row: no row has more runs of equal ids. Not None: for flash-attn.
     """
     runs = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
+    if documents_per_row is not None:
+        return PackedRows(runs, None, bounds=document_bounds(runs, documents_per_row))
     same = runs[:, None, :, None] == runs[:, None, None, :]  # [B, 1, T, T]
     T = runs.shape[1]
     mask = same & torch.ones(T, T, dtype=torch.bool, device=runs.device).tril()
-    if documents_per_row is not None:
-        return PackedRows(runs, mask, bounds=document_bounds(runs, documents_per_row))
     on_cuda = torch.compiler.is_compiling() and runs.is_cuda
     return PackedRows(runs, mask, document_blocks(runs) if on_cuda else None)
 

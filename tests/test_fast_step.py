@@ -23,6 +23,7 @@ from model.config import LMConfig
 from model.model import MiniMindLM
 from model.moe import MoEFeedForward
 from training import cli, losses
+from training.distributed import Ranks
 from training.losses import document_log_probs, masked_cross_entropy, token_cross_entropy
 
 NUMBERS = {
@@ -391,25 +392,26 @@ def test_when_compiling_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("changes", "device", "message"),
+    ("changes", "message"),
     [
-        ({}, "cpu", "the device is cpu"),
-        ({"compile": False}, "cuda", "--no-compile"),
-        ({"accumulation_steps": 2}, "cuda", "--accumulation_steps above 1"),
-        ({"auto_batch": True}, "cuda", "--auto_batch"),
-        ({"use_moe": True}, "cuda", "experts"),
-        ({}, "cuda", "for one process"),
+        ({"device": "cpu"}, "the device is cpu"),
+        ({"compile": False}, "--no-compile"),
+        ({"accumulation_steps": 2}, "--accumulation_steps above 1"),
+        ({"auto_batch": True}, "--auto_batch"),
+        ({"use_moe": True}, "experts"),
+        ({"world_size": 2}, "for one process"),
     ],
 )
-def test_cuda_graphs_are_refused_where_they_would_be_wrong(monkeypatch, changes, device, message):
-    """One line that names the flag; without the flag nothing is refused."""
-    monkeypatch.setenv("WORLD_SIZE", "2" if message == "for one process" else "1")
-    flags = {"cuda_graphs": True, "compile": None, "accumulation_steps": 1, "auto_batch": False}
-    uses_experts = changes.get("use_moe", False)
-    args = SimpleNamespace(**flags | changes)
+def test_cuda_graphs_are_refused_where_they_would_be_wrong(changes, message):
+    """One line that names the flag; without the flag, or the change, nothing is refused."""
+
+    def check(cuda_graphs, device="cuda", world_size=1, use_moe=False, **flags):
+        flags = {"compile": None, "accumulation_steps": 1, "auto_batch": False} | flags
+        ranks = Ranks(0, 0, world_size, torch.device(device))
+        config = LMConfig(**NUMBERS, use_moe=use_moe)
+        cli.check_cuda_graphs(SimpleNamespace(cuda_graphs=cuda_graphs, **flags), ranks, config)
+
     with pytest.raises(ValueError, match=rf"--cuda_graphs: .*{message}"):
-        cli.check_cuda_graphs(args, torch.device(device), uses_experts)
-    args.cuda_graphs = False
-    cli.check_cuda_graphs(args, torch.device(device), uses_experts)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    cli.check_cuda_graphs(SimpleNamespace(**flags), torch.device("cuda"), False)
+        check(True, **changes)
+    check(False, **changes)
+    check(True)

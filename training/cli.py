@@ -18,6 +18,7 @@ import torch
 from model.config import PRESETS, LMConfig
 from model.hf_format import load_config
 from model.lora import LoRAConfig, default_targets
+from training.distributed import Ranks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONG_RUN = 1000  # optimizer steps from which compiling pays on a CPU
@@ -271,7 +272,7 @@ def compiler(
     return partial(torch.compile, dynamic=False, mode=mode) if flag else lambda function: function
 
 
-def check_cuda_graphs(args: argparse.Namespace, device: torch.device, use_moe: bool):
+def check_cuda_graphs(args: argparse.Namespace, ranks: Ranks, config: LMConfig):
     """ValueError if --cuda_graphs contradicts another flag.
 
     Gradients of one micro-batch would lie where the next one's graph writes its own, collectives
@@ -279,15 +280,15 @@ def check_cuda_graphs(args: argparse.Namespace, device: torch.device, use_moe: b
     """
     if not args.cuda_graphs:
         return
-    if device.type != "cuda":
-        raise ValueError(f"--cuda_graphs: the device is {device}")
+    if ranks.device.type != "cuda":
+        raise ValueError(f"--cuda_graphs: the device is {ranks.device}")
     if args.compile is False:
         raise ValueError("--cuda_graphs: not with --no-compile, the compiler makes them")
     if args.accumulation_steps > 1 or args.auto_batch:
         raise ValueError("--cuda_graphs: not with --accumulation_steps above 1 or --auto_batch")
-    if use_moe:
+    if config.use_moe:
         raise ValueError("--cuda_graphs: not with experts")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.is_distributed:
         raise ValueError("--cuda_graphs: for one process")
 
 

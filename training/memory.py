@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from model.attention import LONGEST_BLOCKWISE
 from training.checkpoint import trained
-from training.cli import check_cuda_graphs, compiler
+from training.cli import compiler
 from training.distributed import Ranks
 from training.losses import masked_cross_entropy
 
@@ -32,10 +32,8 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
     micro-batch does not fit, with the numbers that would. All ranks agree. packed: rows hold
     several documents.
 
-    The state of the optimizer is counted in; on a CPU the copy that a save takes is, too. What
-    --cuda_graphs cannot do is refused here as well.
+    The state of the optimizer is counted in; on a CPU the copy that a save takes is, too.
     """
-    check_cuda_graphs(args, ranks.device, model.config.use_moe)
     if args.fsdp:
         if args.auto_batch:
             raise ValueError("--auto_batch: not with --fsdp; choose --batch_size yourself")
