@@ -11,6 +11,7 @@ The limit is the time to read every weight once per token, at the rate measured 
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 
+from benchmarks.where_time_goes import name_loops, profile_line, where_time_goes
 from model.config import PRESETS, LMConfig
 from model.decoding_layers import for_decoding
 from model.generation import PromptCache, generate, generate_batch
@@ -48,6 +50,8 @@ def parse_args():
     add("--repeats", type=int, default=5, help="rounds after the warm-up")
     text = "also measure compiled steps (compiling takes up to a minute each the first time)"
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help=text)
+    text = "also say what the time goes to, of one row in float32 and of many in bfloat16"
+    add("--profile", action="store_true", help=text)
     return parser.parse_args()
 
 
@@ -119,6 +123,9 @@ def theirs(model) -> Callable[[list[list[int]], int], None]:
 
 def main():
     args = parse_args()
+    device = torch.device(args.device)
+    if args.profile:
+        name_loops(device)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -199,6 +206,17 @@ def main():
         shown = (f"{rates[name]} ({rates[name] / best('ours'):.1f})" for name in names)
         print(f"| {rows} | {' | '.join(shown)} |", flush=True)
         result["batches"][rows] = rates
+
+    if args.profile:
+        kind = " compiled" if args.compile else ""
+        result["profiles"] = {}
+        print("\nWhat the time goes to:\n")
+        for name, rows in (("ours fp32", 1), ("ours bf16", max(args.batch_sizes, default=1))):
+            batch = prompts(rows, args.prompt_tokens)
+            run = functools.partial(variants[name + kind], batch, args.new_tokens)
+            shares = where_time_goes(run, device, steps=1)
+            print(f"{name}{kind}, rows: {rows}: {profile_line(shares)}")
+            result["profiles"][f"{name}{kind}, {rows}"] = shares
 
     if args.prompt_lengths:
         print("\nTime to the first token, ms:\n")

@@ -30,6 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ import torch.nn.functional as F
 import transformers
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
+from benchmarks.where_time_goes import name_loops, profile_line, where_time_goes
 from dataset.conversations import read_conversations
 from dataset.sft import EncodedConversations, SFTDataset
 from dataset.tokenizer import load_tokenizer
@@ -87,12 +89,15 @@ def parse_args():
     add("--suite", action="store_true", help="pretraining, experts, and --sft at 768 if given")
     add("--rounds", type=cli.at_least(5), default=5, help="steps measured of each contender")
     add("--only_ours", action="store_true", help="no comparison: our step alone")
+    text = "our step replayed as CUDA graphs, as --cuda_graphs of the scripts does"
+    add("--cuda_graphs", action="store_true", help=text)
+    add("--profile", action="store_true", help="also say what our step's time goes to")
     return parser.parse_args()
 
 
-def our_step(model: MiniMindLM, device, dtype: torch.dtype, compile: bool) -> Callable:
+def our_step(model: MiniMindLM, device, dtype: torch.dtype, args) -> Callable:
     """The step of the training scripts."""
-    wrap = cli.compiler(compile, device, total_steps=1)
+    wrap = cli.compiler(args.compile, device, total_steps=1, cuda_graphs=args.cuda_graphs)
     run, masked_loss = wrap(model), wrap(masked_cross_entropy)
     optimizer = build_optimizer("adamw", model, 1e-4, 0.1, torch.float32)
 
@@ -260,7 +265,7 @@ def pretrain(args, device, dtype) -> tuple[list[Contender], dict]:
     kind = f"{args.dtype}, {'compiled' if args.compile else 'eager'}"
     model = MiniMindLM(config).to(device)
     model.activation_checkpointing = args.activation_checkpointing
-    entries = [(f"ours, {kind}", our_step(model, device, dtype, args.compile), model)]
+    entries = [(f"ours, {kind}", our_step(model, device, dtype, args), model)]
     if not args.only_ours:
         for compile in (True, False):
             model = theirs(config, device)
@@ -281,7 +286,7 @@ def experts(args, device, dtype) -> tuple[list[Contender], dict]:
     contenders = []
     for name, config in (("ours, 4 experts, top-1", moe), ("ours, dense", dense)):
         model = MiniMindLM(config).to(device)
-        step = our_step(model, device, dtype, args.compile)
+        step = our_step(model, device, dtype, args)
         batches, context = random_batches(config, args, device), (args.seq_len + 1) / 2
         contenders.append(Contender(name, step, batches, flops_per_token(model, context), model))
         if args.only_ours:
@@ -297,7 +302,7 @@ def fine_tuning(args, device, dtype) -> tuple[list[Contender], dict]:
     model, dataset = MiniMindLM(config).to(device), SFTDataset(encoded, args.seq_len)
     model.documents_per_row = dataset.documents_per_row
     batches, context = sft_batches(dataset, args, device)
-    step = our_step(model, device, dtype, args.compile)
+    step = our_step(model, device, dtype, args)
     flops = flops_per_token(model, context)
     contenders = [Contender("ours, packed", step, batches, flops, model)]
     if not args.only_ours:
@@ -336,6 +341,8 @@ def main():
     has_gpu = torch.cuda.is_available()
     device = torch.device({"auto": "cuda" if has_gpu else "cpu"}.get(args.device, args.device))
     dtype = getattr(torch, args.dtype)
+    if args.profile:
+        name_loops(device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {where}")
     runs = []
@@ -354,6 +361,11 @@ def main():
         title = f"{name}: {args.preset}, {settings.batch_size} × {settings.seq_len}"
         ratios = report(title, results, bars)
         summary[name] = {"results": results, "ratios": ratios}
+        if settings.profile:
+            ours = contenders[0]
+            shares = where_time_goes(partial(ours.step, ours.batches[0]), device)
+            print(f"    {ours.name}: {profile_line(shares)}")
+            summary[name]["profile"] = shares
         del contenders
         torch._dynamo.reset()
         gc.collect()

@@ -16,6 +16,8 @@ from benchmarks import (
     bench_checkpoint,
     bench_data,
     bench_generate,
+    bench_kernels,
+    bench_lookup,
     bench_time_to_loss,
     bench_train,
 )
@@ -36,6 +38,8 @@ PARSERS = {
     "benchmarks/bench_checkpoint.py": bench_checkpoint.parse_args,
     "benchmarks/bench_data.py": bench_data.parse_args,
     "benchmarks/bench_generate.py": bench_generate.parse_args,
+    "benchmarks/bench_kernels.py": bench_kernels.parse_args,
+    "benchmarks/bench_lookup.py": bench_lookup.parse_args,
     "benchmarks/bench_time_to_loss.py": bench_time_to_loss.parse_args,
     "benchmarks/bench_train.py": bench_train.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
