@@ -1,5 +1,8 @@
 """model/generation.py: the tokens of transformers' generate, from a cache that changes nothing."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from oracle_models import our_model, pair, random_ids, random_numbers
@@ -332,6 +335,32 @@ def test_the_compiled_step_gives_the_same_tokens():
         assert greedy(fast, prompt, 24, compiled=True) == expected
         assert greedy(fast, prompt, 24, compiled=True, prompt_cache=cache) == expected
     assert counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_every_model_has_a_compiled_step_of_its_own():
+    """Models that differ in weights, in a number that is no tensor's shape, in shapes, in kind.
+
+    The compiled step does not ask whose layers it was made from.
+    """
+    numbers = random_numbers(2, num_hidden_layers=2)
+    changed = {**numbers, "rms_norm_eps": 0.5}
+    larger = {**numbers, "num_hidden_layers": 3, "vocab_size": 200}
+    moe = random_numbers(2, moe=True, num_hidden_layers=1)
+    models = [our_model(numbers), our_model(numbers, seed=1), our_model(changed)]
+    models += [our_model(larger), our_model(moe)]
+    fast = [for_decoding(model) for model in models]
+    for prompt in ([3, 1, 4, 1, 5], [9, 2]):
+        for plain, compiled in zip(models, fast):
+            assert greedy(compiled, prompt, 12, compiled=True) == greedy(plain, prompt, 12)
+
+
+def test_a_compiled_step_goes_with_its_model():
+    model = for_decoding(our_model(random_numbers(2, num_hidden_layers=1)))
+    greedy(model, [1, 2], 3, compiled=True)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_compiled_batch_gives_the_same_tokens():
