@@ -47,8 +47,9 @@ test-slow: $(VENV)/.installed-dev
 # nothing else run beside. benchmarks/gpu.sh does the same on a GPU.
 bench: export GLIBC_TUNABLES = $(KEEP_PAGES)
 bench: $(VENV)/.installed
-	$(RUN) benchmarks/bench_train.py --suite $(if $(wildcard $(CHATS)),--sft $(CHATS))
-	$(RUN) benchmarks/bench_generate.py
+	$(RUN) benchmarks/bench_train.py --suite --profile $(if $(wildcard $(CHATS)),--sft $(CHATS))
+	$(RUN) benchmarks/bench_kernels.py
+	$(RUN) benchmarks/bench_generate.py --profile
 	$(RUN) benchmarks/bench_data.py
 	$(RUN) benchmarks/bench_checkpoint.py
 	$(RUN) benchmarks/bench_time_to_loss.py

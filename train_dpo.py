@@ -150,6 +150,7 @@ def main():
 
     model = build(None).train()
     model.activation_checkpointing = args.activation_checkpointing
+    # a micro-batch is tried; --auto_batch sets batch_size and accumulation_steps
     fit_memory(model, args, ranks, autocast, packed=True)
 
     # (5) the dataset: both answers of a pair in one row, and what the reference says of them
@@ -266,7 +267,7 @@ def main():
     watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
     writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
     stop.begin_training()  # from here on a signal waits for the end of the update
-    if state["eval_due"]:
+    if state["eval_due"] and val_dataset:
         evaluate()
 
     # (10) for every epoch, for every batch
@@ -317,7 +318,8 @@ def main():
                 continue
 
             # (17) unscale, clip, step, update the scaler, zero the gradients. A loss or gradient
-            # that is not finite, on whatever rank, skips the update on all of them
+            # that is not finite, on whatever rank, skips the update on all of them. whole():
+            # with --fsdp every rank has a shard of the norm
             scaler.unscale_(optimizer)
             max_norm = args.grad_clip or float("inf")
             grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
@@ -331,7 +333,7 @@ def main():
             state["pairs"] += update_pairs
             log.step(update_pairs)
 
-            # (18) print, log to wandb, measure the held-out loss
+            # (18) print and log to wandb unless it was skipped, measure the held-out loss
             if (step % args.log_interval == 0 or step == total_steps) and watch.settle():
                 values = dict(zip(METRICS, means.tolist()))
                 values |= {"lr": lr, "grad_norm": grad_norm.item()}

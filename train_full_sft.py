@@ -91,6 +91,7 @@ def main():
     model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()
     model.activation_checkpointing = args.activation_checkpointing
+    # a micro-batch is tried; --auto_batch sets batch_size and accumulation_steps
     fit_memory(model, args, ranks, autocast, packed=True)
 
     # (5) the dataset: conversations encoded with their masks, packed whole into rows
@@ -198,7 +199,7 @@ def main():
     watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
     writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
     stop.begin_training()  # from here on a signal waits for the end of the update
-    if state["eval_due"]:
+    if state["eval_due"] and val_dataset:
         evaluate()
 
     # (10) for every epoch, for every batch
@@ -245,7 +246,8 @@ def main():
                 continue
 
             # (17) unscale, clip, step, update the scaler, zero the gradients. A loss or gradient
-            # that is not finite, on whatever rank, skips the update on all of them
+            # that is not finite, on whatever rank, skips the update on all of them. whole():
+            # with --fsdp every rank has a shard of the norm
             scaler.unscale_(optimizer)
             max_norm = args.grad_clip or float("inf")
             grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
@@ -259,7 +261,7 @@ def main():
             state["tokens"] += update_tokens
             log.step(update_tokens)
 
-            # (18) print, log to wandb, measure the held-out loss
+            # (18) print and log to wandb unless it was skipped, measure the held-out loss
             if (step % args.log_interval == 0 or step == total_steps) and watch.settle():
                 values = {"loss": means[0].item(), "lr": lr, "grad_norm": grad_norm.item()}
                 if config.use_moe:

@@ -237,11 +237,11 @@ def one_token_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) ->
 
     Compiled, products and sums are loops that read keys and values once. Sums are in float32.
     """
-    q = _computed(q)
-    queries = q.view(len(q), k.shape[1], -1, 1, q.shape[3])  # [B, K, A/K, 1, D]
-    scores = (queries.float() * k[:, :, None].float()).sum(-1) * q.shape[3] ** -0.5
+    queries = _computed(q.float() * q.shape[3] ** -0.5)
+    queries = queries.view(len(q), k.shape[1], -1, 1, q.shape[3])  # [B, K, A/K, 1, D]
+    scores = (queries * k[:, :, None].float()).sum(-1)  # [B, K, A/K, S]
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))  # [B, K, A/K, S]
+        scores = scores.masked_fill(~mask, float("-inf"))
     y = (scores.softmax(-1)[..., None] * v[:, :, None].float()).sum(3)  # [B, K, A/K, D]
     return y.to(v.dtype).view(q.shape)
 

@@ -319,7 +319,8 @@ def run(main: Callable[[], None]):
     except torch.OutOfMemoryError as error:
         print(
             f"error: out of memory ({str(error).split('.')[0]}): halve --batch_size and double "
-            "--accumulation_steps (the same update), or lower --max_seq_len",
+            "--accumulation_steps (the same update, but not with --cuda_graphs), or lower "
+            "--max_seq_len",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -59,10 +59,11 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
         # backward pass
         torch.compiler.reset()
     if size < args.batch_size and not args.auto_batch:
+        without = " (without --cuda_graphs)" if args.cuda_graphs else ""
         raise ValueError(
             f"--batch_size {args.batch_size}: so many rows of {args.max_seq_len} tokens do not fit "
             f"the memory of this device; use --batch_size {size} --accumulation_steps "
-            f"{rows // size} (the same update), or --auto_batch"
+            f"{rows // size} (the same update), or --auto_batch{without}"
         )
     args.batch_size, args.accumulation_steps = size, rows // size
     if args.auto_batch and ranks.is_main:
