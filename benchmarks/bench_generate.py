@@ -6,8 +6,8 @@
 
 Both sides open one folder with random weights and write the same number of tokens, greedily. All
 variants take turns in one process; the figures are medians of --repeats rounds after a warm-up.
-The limit is the time to read every weight once per token, at the rate measured in the same rounds
-(the sum of 1 GiB of float32, all threads). Last comes one JSON line.
+The limit is the time to read every weight once per token, at the rate at which 1 GiB of float32 is
+summed right before and after (the faster of the two counts). Last comes one JSON line.
 """
 
 import argparse
@@ -65,13 +65,18 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(runs: dict[str, Callable], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of every run, all taking turns `repeats` times."""
+def all_times(runs: dict[str, Callable], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every run, all taking turns `repeats` times."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(seconds(run, device))
-    return {name: statistics.median(t) for name, t in times.items()}
+    return times
+
+
+def in_turns(runs: dict[str, Callable], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of every run, all taking turns `repeats` times."""
+    return {name: statistics.median(t) for name, t in all_times(runs, repeats, device).items()}
 
 
 def weight_bytes(model: MiniMindLM) -> int:
@@ -150,10 +155,9 @@ def main():
     def prompts(rows: int, length: int) -> list[list[int]]:
         return torch.randint(config.vocab_size, (rows, length)).tolist()
 
-    def measure(names: list[str], rows: int, length: int, new: int, repeats: int, **others):
+    def runs_of(names: list[str], rows: int, length: int, new: int) -> dict[str, Callable]:
         batch = prompts(rows, length)
-        runs = {name: lambda n=name: variants[n](batch, new) for name in names}
-        return in_turns(runs | others, repeats, args.device)
+        return {name: lambda n=name: variants[n](batch, new) for name in names}
 
     threads = torch.get_num_threads()
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {threads} threads"
@@ -166,19 +170,26 @@ def main():
 
     memory = torch.ones(GIB // 4, device=args.device)
     names = list(variants)
-    first = measure(names, 1, args.prompt_tokens, 1, args.repeats, read=lambda: memory.sum())
-    alone = measure(
-        names, 1, args.prompt_tokens, args.new_tokens, args.repeats, read=lambda: memory.sum()
-    )
-    bandwidth = GIB / min(first.pop("read"), alone.pop("read"))  # bytes per second
+    first = in_turns(runs_of(names, 1, args.prompt_tokens, 1), args.repeats, args.device)
+    runs = {}  # reading before, between and after all variants
+    for name, run in runs_of(names, 1, args.prompt_tokens, args.new_tokens).items():
+        runs |= {f"read before {name}": memory.sum, name: run}
+    times = all_times(runs | {"read after": memory.sum}, args.repeats, args.device)
+    reads = [t for name, t in times.items() if name.startswith("read")]
+    bandwidth = GIB / statistics.median(t for read in reads for t in read)  # bytes per second
     result = {"bandwidth_gb_s": round(bandwidth / 1e9, 1), "batch_1": {}, "batches": {}, "ttft": {}}
     print(f"\nreading memory: {bandwidth / 1e9:.1f} GB/s. Batch 1:\n")
     print("| variant | first run s | first token ms | tokens/s | after the first | of the limit |")
     print("|---|---|---|---|---|---|")
-    for name in names:
-        rate = args.new_tokens / alone[name]
-        after = (args.new_tokens - 1) / (alone[name] - first[name])
-        of_limit = after * sizes[name.split()[1]] / bandwidth
+    for i, name in enumerate(names):
+        rate = args.new_tokens / statistics.median(times[name])
+        steps = [(args.new_tokens - 1) / (t - first[name]) for t in times[name]]  # per second
+        after = statistics.median(steps)
+        read = zip(steps, reads[i], reads[i + 1])
+        bytes_a_step = sizes[name.split()[1]]
+        of_limit = statistics.median(
+            step * bytes_a_step * min(before, behind) / GIB for step, before, behind in read
+        )
         print(
             f"| {name} | {starts[name]:.1f} | {first[name] * 1e3:.1f} | {rate:.1f} | {after:.1f} "
             f"| {of_limit:.0%} |",
@@ -200,9 +211,10 @@ def main():
         print(f"\n{title}\n\n| rows {header}")
     for rows in args.batch_sizes:
         size = (rows, args.prompt_tokens, args.new_tokens)
-        measure([name for name in names if "compiled" in name], rows, args.prompt_tokens, 2, 1)
-        times = measure(names, *size, max(3, args.repeats - 2))
-        rates = {name: round(rows * args.new_tokens / t, 1) for name, t in times.items()}
+        compiled = [name for name in names if "compiled" in name]
+        in_turns(runs_of(compiled, rows, args.prompt_tokens, 2), 1, args.device)
+        medians = in_turns(runs_of(names, *size), max(3, args.repeats - 2), args.device)
+        rates = {name: round(rows * args.new_tokens / t, 1) for name, t in medians.items()}
         shown = (f"{rates[name]} ({rates[name] / best('ours'):.1f})" for name in names)
         print(f"| {rows} | {' | '.join(shown)} |", flush=True)
         result["batches"][rows] = rates
@@ -223,9 +235,9 @@ def main():
         print(f"| prompt | {' | '.join(eager)} |")
         print("|---" * (len(eager) + 1) + "|")
     for length in args.prompt_lengths:
-        times = measure(eager, 1, length, 1, args.repeats)
-        print(f"| {length} | {' | '.join(f'{times[name] * 1e3:.1f}' for name in eager)} |")
-        result["ttft"][length] = {name: round(t * 1e3, 2) for name, t in times.items()}
+        medians = in_turns(runs_of(eager, 1, length, 1), args.repeats, args.device)
+        print(f"| {length} | {' | '.join(f'{medians[name] * 1e3:.1f}' for name in eager)} |")
+        result["ttft"][length] = {name: round(t * 1e3, 2) for name, t in medians.items()}
 
     result["best_over_transformers"] = round(best("ours") / best("transformers"), 2)
     print(json.dumps(vars(args) | result))
