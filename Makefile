@@ -49,7 +49,7 @@ bench: export GLIBC_TUNABLES = $(KEEP_PAGES)
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/bench_train.py --suite --profile $(if $(wildcard $(CHATS)),--sft $(CHATS))
 	$(RUN) benchmarks/bench_kernels.py
-	$(RUN) benchmarks/bench_generate.py --profile
+	$(RUN) benchmarks/bench_generate.py
 	$(RUN) benchmarks/bench_data.py
 	$(RUN) benchmarks/bench_checkpoint.py
 	$(RUN) benchmarks/bench_time_to_loss.py
