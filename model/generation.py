@@ -261,8 +261,9 @@ def generate(
 
     prompt_cache: from the call before; what the prompts have in common is not computed again.
     compiled: run the steps after the prompt as one compiled function, which the first call has to
-    compile; meant for a model from `decoding_layers.for_decoding`. On a GPU calls that share a
-    prompt_cache share the CUDA graph; another cache is another graph.
+    compile; meant for a model from `decoding_layers.for_decoding`, whose layers stay: one that gets
+    an adapter afterwards has to be made anew. On a GPU calls that share a prompt_cache share the
+    CUDA graph; another cache is another graph.
     sampling: temperature, top_k, top_p, repetition_penalty as in `sample`. seed: makes the draw
     repeatable. Ends early when the model's max_position_embeddings are used up. Raises ValueError
     for an empty prompt or one that leaves no room.
