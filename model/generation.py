@@ -210,8 +210,8 @@ def compiled_next_logits(model: MiniMindLM) -> Callable[[MiniMindLM, Tensor, KVC
     """`next_logits` compiled for this model, for one new token per row and a cache with `lengths`.
 
     A CUDA graph on a GPU, where all shapes are fixed; on a CPU the number of slots stays open.
-    Layers must not be replaced afterwards: asking all of them at every step whether they are still
-    the ones that were compiled takes a twentieth of a 64M model's step, and is left out.
+    Layers must not be replaced afterwards: asking all of them at every token whether they are still
+    the ones that were compiled takes a good part of a small model's step, and is left out.
     """
     if model not in _compiled_steps:
         options = {}
