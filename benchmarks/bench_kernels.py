@@ -1,6 +1,6 @@
 """How fast the kernels are that training and decoding stand on, beside what they replaced.
 
-    python benchmarks/bench_kernels.py                      # three minutes on 2 cores
+    python benchmarks/bench_kernels.py                      # a minute on 2 cores
     python benchmarks/bench_kernels.py --device cuda
 
 Attention, forward and backward: torch's own kernels and what the compiled model uses. Products of
@@ -54,7 +54,7 @@ def short(dtype: torch.dtype) -> str:
 # ---- attention
 
 
-def attention_contenders(ids: Tensor, dtype: torch.dtype) -> dict[str, Callable]:
+def attention_contenders(ids: Tensor) -> dict[str, Callable]:
     """Functions of q [B, A, T, D], k and v [B, K, T, D]; ids [B, T]: the documents of the rows."""
     packed = bool((ids != 0).any())
     mask = packed_rows(ids).mask if packed else None
@@ -101,7 +101,7 @@ def measure_attention(dtype, B: int, T: int, documents: int, args) -> dict[str, 
         torch.autograd.grad(run(q, k, v), (q, k, v), dy)
 
     runs = {}
-    for name, run in attention_contenders(ids, dtype).items():
+    for name, run in attention_contenders(ids).items():
         try:
             for _ in range(2):
                 both(run)

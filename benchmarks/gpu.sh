@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every GPU figure, then every GPU test, on one machine without network, in eight minutes at most: a
-# part that does not fit what is left of them is cut off, and can be run again by its name. Not yet
-# run on a GPU.
+# The GPU figures with a bar, every GPU test, then the other figures, on one machine without network,
+# in eight minutes at most: a part that does not fit what is left of them is cut off, and can be run
+# again by its name. Not yet run on a GPU.
 #
 #     bash benchmarks/gpu.sh [FOLDER FOR THE LOGS [PART ...]]
 #

@@ -206,6 +206,10 @@ def next_logits(model: MiniMindLM, tokens: Tensor, cache: KVCache) -> Tensor:
     return model(tokens, cache=cache, last_only=True)[0][:, -1]
 
 
+# by model, for as long as the model is used
+_compiled_steps: WeakKeyDictionary[MiniMindLM, Callable] = WeakKeyDictionary()
+
+
 def compiled_next_logits(model: MiniMindLM) -> Callable[[MiniMindLM, Tensor, KVCache], Tensor]:
     """`next_logits` compiled for this model, for one new token per row and a cache with `lengths`.
 
@@ -226,10 +230,6 @@ def compiled_next_logits(model: MiniMindLM) -> Callable[[MiniMindLM, Tensor, KVC
             own, dynamic=False if on_gpu else None, options=options
         )
     return _compiled_steps[model]
-
-
-# by model, for as long as the model is used
-_compiled_steps: WeakKeyDictionary[MiniMindLM, Callable] = WeakKeyDictionary()
 
 
 def fix_shapes(cache: KVCache, lengths: Tensor):
