@@ -27,7 +27,8 @@ demo: $(VENV)/.installed
 		--warmup_steps 5 --max_steps 50 --out_dir out/dpo
 	$(RUN) scripts/demo_table.py
 	@echo
-	@printf '%s\n' "Who are you?" "What is jam made from?" "法国的首都是哪里？" "Thank you!" | \
+	@printf '%s\n' "Who are you?" "What is 3 + 4?" "你好，你是谁？" \
+		"What is jam made from?" "法国的首都是哪里？" "Thank you!" | \
 		$(RUN) eval_model.py --model out/dpo --temperature 0
 	@echo
 	@echo "Talk to it yourself:  $(RUN) eval_model.py --model out/dpo"

@@ -13,8 +13,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 def test_every_stage_of_the_demo_improves_what_it_should(tmp_path):
-    """SFT answers 80% of the held-out questions where the base answers under 20%; LoRA learns the
-    toy shop; DPO raises preference accuracy by 20 points and costs at most 5 of exact match.
+    """SFT answers 80% of the held-out questions where the base answers under 20%, alone and after
+    turns on other subjects in both languages; LoRA learns the toy shop; DPO raises preference
+    accuracy by 20 points and costs at most 5 of exact match.
     """
     tree = tmp_path / "minimind"
     shutil.copytree(REPOSITORY, tree, ignore=shutil.ignore_patterns(".*", "out", "__pycache__"))
@@ -25,13 +26,20 @@ def test_every_stage_of_the_demo_improves_what_it_should(tmp_path):
 
     table = done.stdout[done.stdout.index("stage     held out") :]
     rows = re.findall(r"^(?:\w+)? +(\S.*?) +([\d.]+)% +([\d.]+)%", table, re.M)
-    (_, base, sft), (_, no_shop, shop), (_, before, after), (_, kept, exact) = (
-        (what, float(was), float(now)) for what, was, now in rows
+    (single, turns, shop, preferred, after_dpo, turns_after_dpo) = (
+        (float(before), float(after)) for _, before, after in rows
     )
-    assert base < 20 and sft >= 80
-    assert no_shop < 20 and shop >= 60
-    assert after >= before + 20
-    assert kept == sft and exact >= sft - 5
+    assert single[0] < 20 and single[1] >= 80
+    assert turns[0] < 20 and turns[1] >= 80
+    assert shop[0] < 20 and shop[1] >= 60
+    assert preferred[1] >= preferred[0] + 20
+    assert after_dpo[0] == single[1] and after_dpo[1] >= single[1] - 5
+    assert turns_after_dpo[0] == turns[1] and turns_after_dpo[1] >= 80
 
-    talk = table[table.index("> Who are you?") :]
-    assert "MiniMind" in talk and "made from fruit" in talk and "巴黎" in talk
+    said = dict(re.findall(r"^> (.*)\n(.*)", table, re.M))
+    assert said["Who are you?"] == "I am MiniMind, a small language model."
+    assert said["What is 3 + 4?"] == "3 + 4 = 7."
+    assert said["你好，你是谁？"] == "我是MiniMind，一个小小的语言模型。"
+    assert said["What is jam made from?"] == "Jam is made from fruit."
+    assert said["法国的首都是哪里？"] == "法国的首都是巴黎。"
+    assert said["Thank you!"].startswith("You are welcome!")
