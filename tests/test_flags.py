@@ -7,6 +7,9 @@ import sys
 import pytest
 from test_repository import PARSERS
 
+import train_pretrain
+from training import cli
+
 USED = [name for name in PARSERS if not name.startswith("benchmarks/")]
 REQUIRED = {
     "train_tokenizer.py": ["--data_path", "x", "--out_dir", "y"],
@@ -73,6 +76,17 @@ def test_the_largest_seed_is_a_seed(monkeypatch, script):
     torch.manual_seed(seed)
     torch.Generator().manual_seed(seed)
     np.random.PCG64([seed, 0])
+
+
+def test_numbers_that_no_memory_holds_end_in_one_line(monkeypatch, capsys, tmp_path):
+    """A model of 2 TB is refused on a CPU, as on a GPU, with what was asked for."""
+    flags = ["--intermediate_size", "2147483647", "--device", "cpu", "--out_dir", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", ["train_pretrain.py", *map(str, flags)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(train_pretrain.main)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: out of memory") and "tried to allocate" in error
 
 
 def test_the_demo_corpus_takes_any_seed(tmp_path):

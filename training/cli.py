@@ -133,8 +133,9 @@ def add_training_flags(
     text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
     add("--max_steps", type=at_least(0), default=0, help=text)
     text = "rows per micro-batch and process"
-    add("--batch_size", type=at_least(1), default=batch_size, help=text)
-    add("--accumulation_steps", type=at_least(1), default=1, help="micro-batches per step")
+    add("--batch_size", type=at_least(1, 2**20), default=batch_size, help=text)
+    text = "micro-batches per step"
+    add("--accumulation_steps", type=at_least(1, 2**20), default=1, help=text)
     text = "peak, after the warmup"
     add("--learning_rate", type=in_range(0, 10), default=learning_rate, help=text)
     text = "last learning rate as a share of the peak"
@@ -169,7 +170,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--auto_batch", action="store_true", help=text)
     text = "share out parameters, gradients and optimizer state among the ranks (FSDP2)"
     add("--fsdp", action="store_true", help=text)
-    add("--num_workers", type=at_least(0), default=0, help="loader processes per rank")
+    add("--num_workers", type=at_least(0, 1024), default=0, help="loader processes per rank")
     add("--log_interval", type=at_least(1), default=10, help="optimizer steps between log lines")
     add("--eval_interval", type=at_least(1), default=200, help="optimizer steps between held-out")
     add(
@@ -332,11 +333,14 @@ def run(main: Callable[[], None]):
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or that of a CPU's allocator
+        what = str(error).split("DefaultCPUAllocator: ")[-1].split(".")[0]
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in what:
+            raise
         print(
-            f"error: out of memory ({str(error).split('.')[0]}): halve --batch_size and double "
+            f"error: out of memory ({what}): halve --batch_size and double "
             "--accumulation_steps (the same update, but not with --cuda_graphs), or lower "
-            "--max_seq_len",
+            "--max_seq_len, or take a smaller model",
             file=sys.stderr,
         )
         sys.exit(2)
