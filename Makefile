@@ -57,6 +57,7 @@ bench: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the packages into $(VENV): a minute or two."
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

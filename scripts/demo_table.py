@@ -95,35 +95,41 @@ def main():
         per_token = log_probs / pairs.answer_lengths
         return (per_token[:, 0] > per_token[:, 1]).float().mean().item()
 
+    def row(stage: str, what: str, before: str, after: str, speed: str = "", minutes: str = ""):
+        """Print a row, as soon as it is measured."""
+        if stage in runs:
+            speed, minutes = speed_and_minutes(runs[stage])
+        line = f"{stage:<9} {what:<36} {before:>7} {after:>7} {speed:>15} {minutes:>8}"
+        print(line.rstrip(), flush=True)
+
+    row("stage", "held out", "before", "after", "speed", "minutes")
+    single, turns, shop = "questions.jsonl", "multi_turn_questions.jsonl", "lora_questions.jsonl"
+    exactly, after_others = "questions answered exactly", "questions after other subjects"
+
+    records = read_metrics(runs["pretrain"] / "metrics.jsonl")
+    losses = [record["val_loss"] for record in records if "val_loss" in record]
+    row("pretrain", "held-out loss, nats per token", f"{losses[0]:.2f}", f"{losses[-1]:.2f}")
+
     base = load_model(folders["pretrain"], ranks.device)
     sft = load_model(folders["full_sft"], ranks.device)
-    dpo = load_model(folders["dpo"], ranks.device)
-    single, turns, shop = "questions.jsonl", "multi_turn_questions.jsonl", "lora_questions.jsonl"
-    base_single, base_turns = (right(base, file, chat=False) for file in (single, turns))
-    sft_single, sft_turns, sft_shop = (right(sft, file) for file in (single, turns, shop))
-    dpo_single, dpo_turns = (right(dpo, file) for file in (single, turns))
-    before, after = answers_log_probs(sft), answers_log_probs(dpo)
-    margins = (after - before)[:, 0] - (after - before)[:, 1]
-    lora.load_adapter(sft, folders["lora"], weights_sha256(folders["full_sft"]))
-    lora_shop = right(sft, shop)
+    sft_single = right(sft, single)
+    row("full_sft", exactly, share(right(base, single, chat=False)), share(sft_single))
+    sft_turns = right(sft, turns)
+    row("", after_others, share(right(base, turns, chat=False)), share(sft_turns))
 
-    losses = [r["val_loss"] for r in read_metrics(runs["pretrain"] / "metrics.jsonl")
-              if "val_loss" in r]  # fmt: skip
-    rows = [
-        ("pretrain", "held-out loss, nats per token", f"{losses[0]:.2f}", f"{losses[-1]:.2f}"),
-        ("full_sft", "questions answered exactly", share(base_single), share(sft_single)),
-        ("", "questions after other subjects", share(base_turns), share(sft_turns)),
-        ("lora", "toy-shop questions answered exactly", share(sft_shop), share(lora_shop)),
-        ("dpo", "preferred answer is the likelier", f"{preferred(before):.1%}",
-         f"{preferred(after):.1%}"),
-        ("", "its margin, nats", "0.0", f"{margins.mean():.1f}"),
-        ("", "questions answered exactly", share(sft_single), share(dpo_single)),
-        ("", "questions after other subjects", share(sft_turns), share(dpo_turns)),
-    ]  # fmt: skip
-    print(f"{'stage':<9} {'held out':<36} {'before':>7} {'after':>7} {'speed':>15} {'minutes':>8}")
-    for name, what, was, now in rows:
-        speed, minutes = speed_and_minutes(runs[name]) if name else ("", "")
-        print(f"{name:<9} {what:<36} {was:>7} {now:>7} {speed:>15} {minutes:>8}".rstrip())
+    shop_before = right(sft, shop)
+    lora.load_adapter(sft, folders["lora"], weights_sha256(folders["full_sft"]))
+    row("lora", "toy-shop " + exactly, share(shop_before), share(right(sft, shop)))
+    lora.detach(sft)
+
+    dpo = load_model(folders["dpo"], ranks.device)
+    before, after = answers_log_probs(sft), answers_log_probs(dpo)
+    accuracies = (f"{preferred(log_probs):.1%}" for log_probs in (before, after))
+    row("dpo", "preferred answer is the likelier", *accuracies)
+    margins = (after - before)[:, 0] - (after - before)[:, 1]
+    row("", "its margin, nats", "0.0", f"{margins.mean():.1f}")
+    row("", exactly, share(sft_single), share(right(dpo, single)))
+    row("", after_others, share(sft_turns), share(right(dpo, turns)))
     print(f"by skill, after SFT: {by_skill(sft_single)}")
     print(f"    after other subjects: {by_skill(sft_turns)}")
 
