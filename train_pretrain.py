@@ -113,7 +113,8 @@ def main():
         stream, val_stream = whole_stream(files), whole_stream(val_files)
     else:
         stream, val_stream = split_documents(files, args.val_fraction)
-    dataset = PretrainDataset(stream, args.max_seq_len)
+    data_before = checkpoint.recorded(resumed_from, "data_fingerprint")
+    dataset = PretrainDataset(stream, args.max_seq_len, going_on_from=data_before)
     val_dataset = PretrainDataset(val_stream, args.max_seq_len) if val_stream else None
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks

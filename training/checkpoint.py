@@ -133,6 +133,11 @@ def check_same_run(folder: Path, run: dict, allow_changed_data: bool):
             )
 
 
+def recorded(folder: Path | None, name: str) -> object:
+    """What a checkpoint's trainer_state.json says under a name; None without a checkpoint."""
+    return folder and read_json(folder / "trainer_state.json").get(name)
+
+
 def clear_run(out_dir: Path):
     """Delete an earlier run's checkpoints and metrics (--resume never --overwrite)."""
     for folder in step_folders(out_dir):
