@@ -127,7 +127,9 @@ def _json_list(path: Path, data: bytes) -> list:
             items = _decode_marked(text)
     except json.JSONDecodeError as error:
         got = f"broken JSON ({error.msg} at column {error.colno})"
-        raise ValueError(f"{path}:{error.lineno}: expected a JSON list, got {got}; {hint}") from None
+        raise ValueError(
+            f"{path}:{error.lineno}: expected a JSON list, got {got}; {hint}"
+        ) from None
     except (RecursionError, ValueError) as error:  # too deep, or an integer of too many digits
         raise ValueError(f"{path}: expected a JSON list that can be read, got: {error}") from None
     if not isinstance(items, list):

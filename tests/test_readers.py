@@ -163,7 +163,7 @@ def test_all_problems_are_counted_and_ten_kinds_are_shown(tmp_path):
 
 
 def test_equal_problems_are_one_line_with_a_count(tmp_path):
-    """Ten thousand lines of one fault are one line, not ten; other files have lines of their own."""
+    """Ten thousand lines of one fault are one line; another file has a line of its own."""
     one = write(tmp_path, "a.jsonl", b'{"txt": "a"}\n' * 10_000)
     two = write(tmp_path, "b.jsonl", b'{"txt": "a"}\n')
     with pytest.raises(DataError) as error:
