@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from dataset.chat import stop_ids, template_for
 from dataset.demo import write_demo
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.dpo import DPODataset, EncodedPairs
+from dataset.pairs import read_pairs
 from dataset.sampler import UpdateSampler
 from dataset.tokenizer import load_tokenizer
 from model import lora

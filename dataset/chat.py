@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset import chat_template
+from dataset.messages import normal_content
 from dataset.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent.parent / "model" / "tokenizer"
@@ -46,7 +47,6 @@ TOOLS_TAIL = (
     "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
-_BLANK_LINES = re.compile(r"(?:[^\S\r\n]*[\r\n]+)+")
 
 
 class Sequence(NamedTuple):
@@ -147,18 +147,6 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
     else:
         end = tokenizer.control_id(IM_END)
     return list(dict.fromkeys(id for id in (end, tokenizer.eos_id) if id is not None))
-
-
-def normal_content(text: str) -> str:
-    """A content as it is trained on: as it stands, without blank lines around it; blank is empty.
-
-    A line break after the turn's opening, "assistant\n", would become one token with it, which a
-    model that generates what follows the opening can never write.
-    """
-    if not text.strip():
-        return ""
-    blank = _BLANK_LINES.match(text)
-    return text[blank.end() if blank else 0 :].rstrip("\r\n")
 
 
 def parse_answer(tokenizer: Tokenizer, ids: list[int]) -> dict:

@@ -1,8 +1,5 @@
 """`DPODataset`: pairs of answers to one prompt, both packed whole into the same row.
 
-    {"chosen": [messages], "rejected": [messages]}                 two conversations
-    {"prompt": text or messages, "chosen": …, "rejected": …}       answers: text or messages
-
 T  tokens in a row        P  most pairs in a row
 
 The k-th pair of a row (from 0) is two documents: 2k + 1 is the chosen one, 2k + 2 the rejected one.
@@ -12,110 +9,17 @@ Both begin with the prompt's ids, exactly the same; only the answer is masked in
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from dataset.chat import encode_conversation
-from dataset.conversations import BadConversation, check_messages
 from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
-from dataset.readers import Paths, Problems, Record, kind_of, read_records
+from dataset.pairs import Pair
 from dataset.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prompt, two different answers to it (each a list of messages), and where they came from."""
-
-    prompt: list[dict]
-    chosen: list[dict]
-    rejected: list[dict]
-    tools: list | None
-    path: str
-    line: int
-
-    @property
-    def has_reasoning(self) -> bool:
-        """Whether any answer comes with its reasoning."""
-        messages = self.prompt + self.chosen + self.rejected
-        return any(message.get("reasoning_content") for message in messages)
-
-    def as_text(self) -> str:
-        """All it says, as JSON: equal for pairs that are the same, however written."""
-        parts = [self.prompt, self.chosen, self.rejected, self.tools]
-        return json.dumps(parts, ensure_ascii=False, sort_keys=True)
-
-
-def read_pairs(
-    paths: Paths, on_bad_record: str = "stop", flag: str = "--data_path",
-    problems: Problems | None = None,
-) -> Iterator[Pair]:  # fmt: skip
-    """Yield the pairs of one or several files; raises what `readers.read_records` raises.
-
-    A bad record is one without both answers, with two prompts, or whose answers are equal or empty.
-    """
-    problems = Problems() if problems is None else problems
-    return _pairs_of(read_records(paths, on_bad_record, problems, flag=flag), problems)
-
-
-def _pairs_of(records: Iterator[Record], problems: Problems) -> Iterator[Pair]:
-    for record in records:
-        try:
-            pair = to_pair(record.fields)
-        except BadConversation as bad:
-            problems.add(record.path, record.line, bad.expected, bad.got)
-        else:
-            yield Pair(*pair, record.path, record.line)
-
-
-def to_pair(fields: dict) -> tuple[list[dict], list[dict], list[dict], list | None]:
-    """(prompt, chosen, rejected, tools) of one record; BadConversation if it is no pair."""
-    sides = []
-    for name in ("chosen", "rejected"):
-        if name not in fields:
-            have = ", ".join(map(repr, list(fields)[:5])) or "none"
-            raise BadConversation('the fields "chosen" and "rejected"', f"the fields {have}")
-        try:
-            messages, tools = check_messages(_side(fields, name))
-        except BadConversation as bad:
-            raise BadConversation(f"in {name}: {bad.expected}", bad.got) from None
-        if messages[-1]["role"] != "assistant":
-            raise BadConversation(f"an answer at the end of {name}", repr(messages[-1]["role"]))
-        sides.append(messages)
-    chosen, rejected = sides
-    if chosen == rejected:
-        raise BadConversation("two answers that differ", "the same answer twice")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    for name, messages in (("chosen", chosen), ("rejected", rejected)):
-        if shared == len(messages):
-            raise BadConversation(f"an answer of its own in {name}", "the other's beginning")
-        if messages[shared]["role"] != "assistant":
-            got = f"message {shared + 1} ({messages[shared]['role']}) differs"
-            raise BadConversation("the same prompt in chosen and rejected", got)
-    return chosen[:shared], chosen[shared:], rejected[shared:], tools
-
-
-def _side(fields: dict, name: str) -> object:
-    """One side as a whole conversation: the prompt in front where it is given apart."""
-    answer, prompt = fields[name], fields.get("prompt")
-    if isinstance(answer, str):
-        answer = [{"role": "assistant", "content": answer}]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if prompt is None or not isinstance(answer, list):
-        return answer
-    if not isinstance(prompt, list):
-        raise BadConversation("text or messages as the prompt", kind_of(prompt))
-    first = answer[0] if answer else None
-    is_whole = isinstance(first, dict) and first.get("role") in ("system", "user")
-    return answer if is_whole else prompt + answer
 
 
 class EncodedPairs:

@@ -31,7 +31,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.oddities import ControlStrings, count_repeats, described, text_hash
-from dataset.readers import Problems, check_path, format_of, read_texts
+from dataset.readers import check_path, format_of, read_texts
+from dataset.records import Problems
 from dataset.tokenizer import Tokenizer
 from model.json_file import read_json
 

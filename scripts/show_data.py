@@ -19,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
-from dataset.readers import Problems, read_records
+from dataset.dpo import DPODataset, EncodedPairs
+from dataset.pairs import read_pairs
+from dataset.readers import read_records
+from dataset.records import Problems
 from dataset.sft import EncodedConversations, SFTDataset
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from training import cli

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dataset import chat
 from dataset.chat import encode_conversation, parse_answer, said_aloud, training_sequences
 from dataset.conversations import to_conversation
+from dataset.messages import normal_content
 from dataset.tokenizer import load_tokenizer
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model" / "tokenizer"
@@ -50,7 +51,7 @@ texts = st.lists(
     st.sampled_from(["Hello", "你好", " ", "\n", "  x = 1", "é", "1 + 1", "\t", "🙂", "<b>", "'s"]),
     max_size=5,
 ).map("".join)
-contents = texts.map(chat.normal_content)
+contents = texts.map(normal_content)
 something = contents.filter(str.strip)
 calls = st.lists(
     st.fixed_dictionaries(

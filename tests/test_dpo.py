@@ -12,8 +12,9 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
 from dataset.chat import encode_conversation
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
-from dataset.readers import DataError
+from dataset.dpo import DPODataset, EncodedPairs
+from dataset.pairs import read_pairs
+from dataset.records import DataError
 from model.hf_format import load_model
 from tests.oracle_models import open_there, our_model, random_numbers, save_here
 from train_dpo import METRICS, preference_loss

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dataset.chat import THINKING, encode_conversation, training_sequences
 from dataset.conversations import Conversation, read_conversations, to_conversation
 from dataset.packing import best_fit
-from dataset.readers import DataError
+from dataset.records import DataError
 from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
 from model.config import LMConfig
 from model.model import MiniMindLM
@@ -44,7 +44,7 @@ def test_tools_and_calls_may_be_json_text():
     call = {"name": "add", "arguments": {"a": 1}}
     system = {"role": "system", "content": ""}
     answer = {"role": "assistant", "content": ""}
-    expected = ([system, QUESTION, answer | {"tool_calls": [call]}], tools)
+    expected = ([QUESTION, answer | {"tool_calls": [call]}], tools)  # an empty prompt is none
     variants = [
         ({"tools": json.dumps(tools)}, {}, json.dumps([call])),
         ({}, {"tools": tools}, [{"type": "function", "function": call}]),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dataset import token_cache
-from dataset.readers import DataError
+from dataset.records import DataError
 from dataset.token_cache import cached_tokens
 from tests.conftest import ROOT, SENTENCES
 

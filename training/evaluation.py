@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.chat import encode_conversation, said_aloud, stop_ids
-from dataset.readers import Problems, read_records
+from dataset.readers import read_records
+from dataset.records import Problems
 from dataset.sft import EncodedConversations
 from model.generation import generate, greedy_answers
 from training.distributed import Ranks, sum_over_ranks
