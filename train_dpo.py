@@ -20,6 +20,7 @@ from dataset.chat import IM_END
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset, EncodedPairs
 from dataset.pairs import read_pairs
+from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.tokenizer import load_tokenizer
 from model import lora
@@ -159,9 +160,11 @@ def main():
     if data_path is None:
         demo = write_demo("out/demo_data")
         data_path, args.questions = [demo["dpo.jsonl"]], args.questions or demo["questions.jsonl"]
-    encoded = EncodedPairs(read_pairs(data_path, args.on_bad_record), tokenizer, args.max_seq_len)
+    problems = Problems()
+    pairs = read_pairs(data_path, args.on_bad_record, problems=problems)
+    encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)
     if args.val_data_path:
-        pairs = read_pairs(args.val_data_path, args.on_bad_record, flag="--val_data_path")
+        pairs = read_pairs(args.val_data_path, args.on_bad_record, "--val_data_path", problems)
         val_encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)
     else:
         encoded, val_encoded = encoded.split(args.val_fraction)
@@ -243,6 +246,8 @@ def main():
         f"{str(dtype).removeprefix('torch.')}"
     )
     log.say(f"data: {dataset.summary()}")
+    for line in problems.lines():
+        log.say(line)
     if resumed_from:
         log.say(f"going on from {resumed_from}")
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from dataset.chat import IM_END
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
+from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
 from dataset.tokenizer import load_tokenizer
@@ -99,11 +100,12 @@ def main():
     if data_path is None:
         demo = write_demo("out/demo_data")
         data_path, args.questions = [demo["sft.jsonl"]], args.questions or demo["questions.jsonl"]
-    conversations = read_conversations(data_path, args.on_bad_record)
+    problems = Problems()
+    conversations = read_conversations(data_path, args.on_bad_record, problems)
     encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     if args.val_data_path:
         conversations = read_conversations(
-            args.val_data_path, args.on_bad_record, flag="--val_data_path"
+            args.val_data_path, args.on_bad_record, problems, flag="--val_data_path"
         )
         val_encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     else:
@@ -171,6 +173,8 @@ def main():
         f"{str(dtype).removeprefix('torch.')}"
     )
     log.say(f"data: {dataset.summary()}")
+    for line in problems.lines():
+        log.say(line)
     if resumed_from:
         log.say(f"going on from {resumed_from}")
 

@@ -58,4 +58,7 @@ class PretrainDataset(Dataset):
             "spans": hashlib.sha256(self.stream.spans.astype("<i8").tobytes()).hexdigest(),
             "max_seq_len": self.max_seq_len,
         }
+        fields = [file.meta["text_field"] for file in self.stream.files]
+        if any(name != "text" for name in fields):  # runs from before have no other field
+            made_from["text_fields"] = fields
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
