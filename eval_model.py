@@ -48,6 +48,7 @@ def parse_args():
     add("--lora", type=Path, nargs="+", default=[], help=text)
     add("--prompt", default=None, help="answer this and leave")
     add("--eval_data", default=None, help="data file to measure the loss on")
+    add("--text_field", default="text", help="field that holds the text, for --eval_data")
     add("--system", default=None, help="system prompt of the chat")
     add("--thinking", **cli.BOOL, default=False, help="let a chat model think before it answers")
     add("--temperature", type=cli.in_range(0, 100), default=0.7, help="0 takes the likeliest token")
@@ -177,7 +178,9 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, ends: set[int], adapters: dict
 
 def measure(model: MiniMindLM, tokenizer: Tokenizer, ranks, args):
     """Print loss (nats per token), perplexity and bits per byte of --eval_data."""
-    data = cached_tokens(args.eval_data, tokenizer, args.cache_dir, flag="--eval_data")
+    data = cached_tokens(
+        args.eval_data, tokenizer, args.cache_dir, flag="--eval_data", text_field=args.text_field
+    )
     rows = PretrainDataset(whole_stream([data]), args.max_seq_len)
     autocast = torch.autocast(ranks.device.type, enabled=False)
     result = held_out_loss(model, rows, args.batch_size, tokenizer.token_bytes, ranks, autocast)

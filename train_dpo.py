@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dataset.chat import stop_ids, template_for
+from dataset.chat import choose_template, stop_ids
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset, EncodedPairs
 from dataset.pairs import read_pairs
+from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.tokenizer import load_tokenizer
 from model import lora
@@ -159,11 +160,12 @@ def main():
     if data_path is None:
         demo = write_demo("out/demo_data")
         data_path, args.questions = [demo["dpo.jsonl"]], args.questions or demo["questions.jsonl"]
-    thinks = any(pair.has_reasoning for pair in read_pairs(data_path, args.on_bad_record))
-    tokenizer.chat_template = template_for(tokenizer, thinks)
-    encoded = EncodedPairs(read_pairs(data_path, args.on_bad_record), tokenizer, args.max_seq_len)
+    choose_template(tokenizer, read_pairs(data_path, args.on_bad_record))
+    problems = Problems()
+    pairs = read_pairs(data_path, args.on_bad_record, problems=problems)
+    encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)
     if args.val_data_path:
-        pairs = read_pairs(args.val_data_path, args.on_bad_record, flag="--val_data_path")
+        pairs = read_pairs(args.val_data_path, args.on_bad_record, "--val_data_path", problems)
         val_encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)
     else:
         encoded, val_encoded = encoded.split(args.val_fraction)
@@ -245,6 +247,8 @@ def main():
         f"{str(dtype).removeprefix('torch.')}"
     )
     log.say(f"data: {dataset.summary()}")
+    for line in problems.lines():
+        log.say(line)
     if resumed_from:
         log.say(f"going on from {resumed_from}")
 

@@ -14,9 +14,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dataset.chat import stop_ids, template_for
+from dataset.chat import choose_template, stop_ids
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
+from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
 from dataset.tokenizer import load_tokenizer
@@ -99,13 +100,13 @@ def main():
     if data_path is None:
         demo = write_demo("out/demo_data")
         data_path, args.questions = [demo["sft.jsonl"]], args.questions or demo["questions.jsonl"]
-    thinks = any(c.has_reasoning for c in read_conversations(data_path, args.on_bad_record))
-    tokenizer.chat_template = template_for(tokenizer, thinks)
-    conversations = read_conversations(data_path, args.on_bad_record)
+    choose_template(tokenizer, read_conversations(data_path, args.on_bad_record))
+    problems = Problems()
+    conversations = read_conversations(data_path, args.on_bad_record, problems)
     encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     if args.val_data_path:
         conversations = read_conversations(
-            args.val_data_path, args.on_bad_record, flag="--val_data_path"
+            args.val_data_path, args.on_bad_record, problems, flag="--val_data_path"
         )
         val_encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     else:
@@ -173,6 +174,8 @@ def main():
         f"{str(dtype).removeprefix('torch.')}"
     )
     log.say(f"data: {dataset.summary()}")
+    for line in problems.lines():
+        log.say(line)
     if resumed_from:
         log.say(f"going on from {resumed_from}")
 

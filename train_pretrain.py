@@ -53,9 +53,10 @@ def parse_args():
     cli.add_model_flags(parser)  # --preset and one flag for every LMConfig field
 
     add = parser.add_argument_group("data").add_argument
-    text = "one or several files: jsonl, json, txt, csv, parquet, also .gz; None: the demo corpus"
+    text = "jsonl, json, txt, csv, parquet, arrow files, also .gz, .zst; None: the demo corpus"
     add("--data_path", nargs="+", default=None, help=text)
     add("--val_data_path", nargs="+", default=None, help="held-out files, in place of a fraction")
+    add("--text_field", default="text", help="field of the records that holds the text")
     text = "share of the documents held out for evaluation"
     add("--val_fraction", type=cli.in_range(0, 0.5), default=0.01, help=text)
     text = "model folder or run to start from; None: random weights"
@@ -104,7 +105,7 @@ def main():
     with local_main_first(ranks):
         cached = partial(
             cached_tokens, tokenizer=tokenizer, cache_dir=args.cache_dir,
-            on_bad_record=args.on_bad_record,
+            on_bad_record=args.on_bad_record, text_field=args.text_field,
         )  # fmt: skip
         data_path = args.data_path or [write_demo("out/demo_data")["pretrain.jsonl"]]
         files = [cached(path) for path in data_path]

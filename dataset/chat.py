@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -122,15 +123,15 @@ def training_sequences(
     return TrainingSequences(walk.sequences, walk.num_left_out, walk.longest)
 
 
-def template_for(tokenizer: Tokenizer, teaches_thinking: bool) -> str:
-    """The chat template of a model that is fine-tuned from a folder with this tokenizer.
+def choose_template(tokenizer: Tokenizer, records: Iterable) -> None:
+    """Give a tokenizer the chat template of the model that is fine-tuned on some records.
 
-    The folder's own if it has one; but a model that is now taught to think gets the template that
-    can say so. teaches_thinking: whether any answer in the data has reasoning_content.
+    The one it has, if it has one; but a model that is now taught to think gets the one that can
+    say so. records: Conversations or Pairs, read up to the first one that has_reasoning.
     """
     if tokenizer.chat_template in (None, NO_THINKING):
-        return THINKING if teaches_thinking else NO_THINKING
-    return tokenizer.chat_template
+        thinks = any(record.has_reasoning for record in records)
+        tokenizer.chat_template = THINKING if thinks else NO_THINKING
 
 
 def can_think(tokenizer: Tokenizer) -> bool:
@@ -210,7 +211,7 @@ def _parse_calls(tokenizer: Tokenizer, ids: list[int], kinds: list) -> list[dict
 def _thinks(tokenizer: Tokenizer, messages: list[dict] = ()) -> bool | None:
     """Whether the template is the one of ours that thinks; None if it is not ours at all.
 
-    Where there is none yet, messages are encoded as `template_for` would choose for them alone.
+    Where there is none yet, messages are encoded as `choose_template` would have it for them alone.
     """
     if tokenizer.chat_template is None:
         return any(message.get("reasoning_content") for message in messages)

@@ -69,4 +69,7 @@ class PretrainDataset(Dataset):
         }
         if self.rows.documents_first:
             made_from["rows_in_block"] = self.rows.per_block
+        fields = [file.meta["text_field"] for file in self.stream.files]
+        if any(name != "text" for name in fields):  # runs from before have no other field
+            made_from["text_fields"] = fields
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

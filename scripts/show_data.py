@@ -21,10 +21,10 @@ from dataset.conversations import read_conversations
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset, EncodedPairs
 from dataset.pairs import read_pairs
-from dataset.readers import read_records
 from dataset.records import Problems
 from dataset.sft import EncodedConversations, SFTDataset
 from dataset.tokenizer import Tokenizer, load_tokenizer
+from scripts.validate_data import kind_of_file
 from training import cli
 
 GREEN, RED, DIM, BOLD, OFF = "\033[32m", "\033[31m", "\033[2m", "\033[1m", "\033[0m"
@@ -154,12 +154,13 @@ def main():
     color = args.color == "always" or (args.color == "auto" and sys.stdout.isatty())
     demo = write_demo("out/demo_data") if args.data_path is None else {}
     for path in args.data_path or [demo["sft.jsonl"], demo["dpo.jsonl"]]:
-        first = next(read_records(path, "skip"), None)
-        show = show_pairs if first and "chosen" in first.fields else show_conversations
+        show = show_pairs if kind_of_file(path) == "pairs" else show_conversations
         problems = Problems()
         figures = list(show(path, tokenizer, args, color, problems))
         print("\n" + painted(str(path), BOLD, color))
         for line in figures:
+            print(f"  {line}")
+        for line in (line for remarks in problems.remarks.values() for line in remarks.lines()):
             print(f"  {line}")
         print(painted(f"  {problems.count:,} bad records", RED if problems.count else "", color))
         for problem in problems.first:

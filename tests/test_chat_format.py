@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dataset import chat
 from dataset.chat import encode_conversation, parse_answer, said_aloud, training_sequences
-from dataset.conversations import to_conversation
+from dataset.conversations import Conversation, to_conversation
 from dataset.messages import normal_content
 from dataset.tokenizer import load_tokenizer
 
@@ -336,7 +336,9 @@ def test_which_template_a_fine_tuned_model_gets(both):
         (QWEN3, True, QWEN3),
     ):
         ours.chat_template = own
-        assert chat.template_for(ours, teaches) == expected
+        talk = [{"role": "assistant", "content": "a", "reasoning_content": "t" * teaches}]
+        chat.choose_template(ours, [Conversation(talk, None, "f", 1)])
+        assert ours.chat_template == expected
 
 
 def test_json_string_arguments_render_as_objects(both):
