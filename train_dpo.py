@@ -24,7 +24,7 @@ from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.tokenizer import load_tokenizer
 from model import lora
-from model.hf_format import load_model, save_model, weights_sha256
+from model.hf_format import inherited, load_model, save_model, weights_sha256
 from training import checkpoint, cli
 from training.distributed import (
     building_device,
@@ -136,13 +136,14 @@ def main():
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, expected)
     base_sha256 = weights_sha256(args.init_from)
     adapter = cli.build_lora(args, config) if is_lora else None
+    base = inherited(args.init_from)
     home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
 
     def build(checkpoint_folder: Path | None):
         """The base, with an adapter that adds nothing yet if there is one; or a checkpoint's."""
-        model = load_model(
-            args.init_from if is_lora else checkpoint_folder or args.init_from, home, config=config
-        )
+        saved = None if is_lora else checkpoint_folder
+        exact = checkpoint.exact_weights(saved)
+        model = load_model(saved or args.init_from, home, config=config, weights_file=exact)
         if is_lora:
             torch.manual_seed(args.seed)  # the same first adapters on every rank
             lora.attach(model, adapter)
@@ -234,7 +235,7 @@ def main():
         if adapter:
             lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
         else:
-            save_model(model, folder, stop_ids(tokenizer), weights)
+            save_model(model, folder, stop_ids(tokenizer), weights, base)
         tokenizer.save(folder, chat_template=True)
 
     positions = sampler.rows_per_update * args.max_seq_len  # of an update

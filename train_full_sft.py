@@ -21,7 +21,7 @@ from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
 from dataset.tokenizer import load_tokenizer
-from model.hf_format import load_model, save_model
+from model.hf_format import inherited, load_model, save_model
 from training import checkpoint, cli
 from training.distributed import (
     building_device,
@@ -88,7 +88,8 @@ def main():
     # (4) the model: resumed or loaded
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
     home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
-    model = load_model(resumed_from or args.init_from, home, config=config)
+    base, exact = inherited(args.init_from), checkpoint.exact_weights(resumed_from)
+    model = load_model(resumed_from or args.init_from, home, config=config, weights_file=exact)
     model = shard(model, ranks, args) if args.fsdp else model.to(device)
     model.train()
     model.activation_checkpointing = args.activation_checkpointing
@@ -162,7 +163,7 @@ def main():
         cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
 
     def write_model(folder: Path, weights: dict):
-        save_model(model, folder, stop_ids(tokenizer), weights)
+        save_model(model, folder, stop_ids(tokenizer), weights, base)
         tokenizer.save(folder, chat_template=True)  # the sign of a chat model
 
     positions = sampler.rows_per_update * args.max_seq_len  # of an update

@@ -22,7 +22,7 @@ from dataset.pretrain import PretrainDataset
 from dataset.sampler import UpdateSampler
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import load_tokenizer
-from model.hf_format import load_model, save_model
+from model.hf_format import inherited, load_model, save_model
 from model.model import MiniMindLM
 from training import checkpoint, cli
 from training.distributed import (
@@ -90,8 +90,10 @@ def main():
     resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
     torch.manual_seed(args.seed)  # the same first weights on every rank
     home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
+    base = inherited(args.init_from) if args.init_from else None
     if resumed_from or args.init_from:
-        model = load_model(resumed_from or args.init_from, home, config=config)
+        exact = checkpoint.exact_weights(resumed_from)
+        model = load_model(resumed_from or args.init_from, home, config=config, weights_file=exact)
     else:
         with home:
             model = MiniMindLM(config)
@@ -158,7 +160,7 @@ def main():
         cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
 
     def write_model(folder: Path, weights: dict):
-        save_model(model, folder, tokenizer.eos_id, weights)
+        save_model(model, folder, tokenizer.eos_id, weights, base)
         tokenizer.save(folder, chat_template=False)  # a base model does not chat
 
     positions = sampler.rows_per_update * args.max_seq_len  # of an update

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from dataset import conversations, pairs
 from dataset.readers import read_records
-from dataset.tokenizer import END_OF_TEXT, load_tokenizer
+from dataset.tokenizer import END_OF_TEXT, MODEL_INPUTS, load_tokenizer
 
 # Qwen2's pattern, which GGUF tools know by name: words with the space or sign before them, single
 # digits, runs of punctuation, line ends, spaces. Merges never cross its pieces.
@@ -150,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         "eos_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
         "additional_special_tokens": SPECIAL[1:],
+        "model_input_names": MODEL_INPUTS,
         "model_max_length": 32768,
         "clean_up_tokenization_spaces": False,
     }

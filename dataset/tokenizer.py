@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+MODEL_INPUTS = ["input_ids", "attention_mask"]  # what a tokenizer's call makes for the model
 LARGEST_FILE = 64 << 20  # bytes; the largest tokenizer.json in use have 35 MB
 LARGEST_ID = (1 << 20) - 1  # the largest vocabularies in use have 262,144 entries
 
@@ -156,10 +157,12 @@ class Tokenizer:
         for name, content in self._files.items():
             if name != CHAT_TEMPLATE_FILE:
                 (folder / name).write_bytes(content)
+        # without model_input_names, transformers 4 gives the model token_type_ids, which it refuses
         config = _json_object(CONFIG_FILE, self._files[CONFIG_FILE])
-        if config.pop("chat_template", None) is not None:
-            text = json.dumps(config, indent=2, ensure_ascii=False)
-            (folder / CONFIG_FILE).write_text(text, "utf-8")
+        config["model_input_names"] = config.get("model_input_names") or MODEL_INPUTS
+        config.pop("chat_template", None)
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / CONFIG_FILE).write_text(text, "utf-8")
         if chat_template and self.chat_template is not None:
             (folder / CHAT_TEMPLATE_FILE).write_text(self.chat_template, "utf-8")
 

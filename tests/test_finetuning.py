@@ -83,7 +83,7 @@ def metrics(out_dir):
 
 def gradients(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The gradient of a run's first update: AdamW's exp_avg after one step is 0.1 times it."""
-    state = load_file(checkpoint / "optimizer.safetensors")
+    state = load_file(checkpoint / "resume/optimizer.tensors")
     return {k.removesuffix(".exp_avg"): v / 0.1 for k, v in state.items() if k.endswith(".exp_avg")}
 
 
