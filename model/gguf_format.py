@@ -6,6 +6,7 @@ read, converted and written one at a time, so memory holds the largest of them, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,10 +34,15 @@ _EXPERT = re.compile(r"(model\.layers\.\d+\.mlp)\.experts\.(\d+)\.(\w+_proj)\.we
 
 def check_architecture(config: LMConfig):
     """ValueError for a model that llama.cpp would open and compute otherwise."""
-    if config.use_moe and not config.norm_topk_prob and config.num_experts_per_tok > 0:
+    if config.use_moe and not config.norm_topk_prob:
         raise ValueError(
             "norm_topk_prob is false, but llama.cpp always renormalises the chosen experts' "
             "weights: it would compute another model without a word"
+        )
+    if config.yarn_factor > 1 and (config.yarn_beta_fast, config.yarn_beta_slow) != (32, 1):
+        raise ValueError(
+            f"YaRN's beta_fast {config.yarn_beta_fast:g} and beta_slow {config.yarn_beta_slow:g}: "
+            "llama.cpp reads neither from a Qwen3 file and computes with 32 and 1"
         )
 
 
@@ -66,8 +72,9 @@ def add_architecture(writer: gguf.GGUFWriter, config: LMConfig):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(config.yarn_factor)
         writer.add_rope_scaling_orig_ctx_len(config.yarn_original_length)
-        writer.add_rope_scaling_yarn_beta_fast(config.yarn_beta_fast)
-        writer.add_rope_scaling_yarn_beta_slow(config.yarn_beta_slow)
+        if config.yarn_attention_factor:  # there it multiplies the usual one
+            usual = 0.1 * math.log(config.yarn_factor) + 1
+            writer.add_rope_scaling_attn_factors(config.yarn_attention_factor / usual)
     if config.use_moe:
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)

@@ -46,10 +46,14 @@ class LlamaCpp:
         )["tokens"]  # fmt: skip
 
     def log_probs(self, ids: list[int], entries: int) -> dict[int, float]:
-        """The log-probability of every token after `ids`."""
+        """The log-probability of every token after `ids`.
+
+        The next token is forced, which leaves these as they are: the server tells nothing of one
+        that is half a character.
+        """
         answer = self.post(
             "/completion", prompt=ids, n_predict=1, temperature=0, n_probs=entries,
-            cache_prompt=False,
+            cache_prompt=False, logit_bias=[["a", 1000]],
         )  # fmt: skip
         top = answer["completion_probabilities"][0]["top_logprobs"]
         return {entry["id"]: entry["logprob"] for entry in top}
