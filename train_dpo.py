@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dataset.chat import IM_END
+from dataset.chat import stop_ids, template_for
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset, EncodedPairs, read_pairs
 from dataset.sampler import UpdateSampler
@@ -158,6 +158,8 @@ def main():
     if data_path is None:
         demo = write_demo("out/demo_data")
         data_path, args.questions = [demo["dpo.jsonl"]], args.questions or demo["questions.jsonl"]
+    thinks = any(pair.has_reasoning for pair in read_pairs(data_path, args.on_bad_record))
+    tokenizer.chat_template = template_for(tokenizer, thinks)
     encoded = EncodedPairs(read_pairs(data_path, args.on_bad_record), tokenizer, args.max_seq_len)
     if args.val_data_path:
         pairs = read_pairs(args.val_data_path, args.on_bad_record, flag="--val_data_path")
@@ -229,7 +231,7 @@ def main():
         if adapter:
             lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
         else:
-            save_model(model, folder, [tokenizer.control_id(IM_END), tokenizer.eos_id], weights)
+            save_model(model, folder, stop_ids(tokenizer), weights)
         tokenizer.save(folder, chat_template=True)
 
     positions = sampler.rows_per_update * args.max_seq_len  # of an update

@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dataset.chat import IM_END
+from dataset.chat import stop_ids, template_for
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
 from dataset.sampler import UpdateSampler
@@ -99,6 +99,8 @@ def main():
     if data_path is None:
         demo = write_demo("out/demo_data")
         data_path, args.questions = [demo["sft.jsonl"]], args.questions or demo["questions.jsonl"]
+    thinks = any(c.has_reasoning for c in read_conversations(data_path, args.on_bad_record))
+    tokenizer.chat_template = template_for(tokenizer, thinks)
     conversations = read_conversations(data_path, args.on_bad_record)
     encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     if args.val_data_path:
@@ -110,7 +112,7 @@ def main():
         encoded, val_encoded = encoded.split(args.val_fraction)
     repeats = None
     if args.data_weights:
-        repeats = repeats_by_weight(encoded.sources, cli.paired(data_path, args.data_weights))
+        repeats = repeats_by_weight(encoded, cli.paired(data_path, args.data_weights))
     dataset = SFTDataset(encoded, args.max_seq_len, args.packing, repeats)
     val_dataset = SFTDataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
     model.documents_per_row = max(d.documents_per_row for d in (dataset, val_dataset) if d)
@@ -159,7 +161,7 @@ def main():
         cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
 
     def write_model(folder: Path, weights: dict):
-        save_model(model, folder, [tokenizer.control_id(IM_END), tokenizer.eos_id], weights)
+        save_model(model, folder, stop_ids(tokenizer), weights)
         tokenizer.save(folder, chat_template=True)  # the sign of a chat model
 
     positions = sampler.rows_per_update * args.max_seq_len  # of an update

@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from dataset.chat import template_for
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
 from dataset.sampler import UpdateSampler
@@ -106,6 +107,8 @@ def main():
         demo = write_demo("out/demo_data")
         data_path = [demo["lora.jsonl"]]
         args.questions = args.questions or demo["lora_questions.jsonl"]
+    thinks = any(c.has_reasoning for c in read_conversations(data_path, args.on_bad_record))
+    tokenizer.chat_template = template_for(tokenizer, thinks)
     conversations = read_conversations(data_path, args.on_bad_record)
     encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     if args.val_data_path:
@@ -117,7 +120,7 @@ def main():
         encoded, val_encoded = encoded.split(args.val_fraction)
     repeats = None
     if args.data_weights:
-        repeats = repeats_by_weight(encoded.sources, cli.paired(data_path, args.data_weights))
+        repeats = repeats_by_weight(encoded, cli.paired(data_path, args.data_weights))
     dataset = SFTDataset(encoded, args.max_seq_len, args.packing, repeats)
     val_dataset = SFTDataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
     model.documents_per_row = max(d.documents_per_row for d in (dataset, val_dataset) if d)

@@ -11,7 +11,6 @@ The order of the entries: 16 control tokens, the 256 bytes, then what merging ad
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,6 @@ CONTROL_TOKENS = SPECIAL + TAGS + RESERVED
 # Bytes of an entry: 5 Chinese characters or a long English word. Chinese has no spaces, so without
 # a limit the sentences that a corpus repeats would become entries.
 LONGEST_TOKEN = 16
-TEMPLATE = Path(__file__).parent / "model" / "tokenizer" / "chat_template.jinja"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -153,8 +151,6 @@ def main(argv: list[str] | None = None) -> None:
         "clean_up_tokenization_spaces": False,
     }
     (out_dir / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if TEMPLATE.is_file() and TEMPLATE.parent.resolve() != out_dir.resolve():
-        shutil.copyfile(TEMPLATE, out_dir / TEMPLATE.name)
 
     saved = load_tokenizer(out_dir)
     print(f"{saved.vocab_size} entries, saved in {out_dir}")

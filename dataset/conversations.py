@@ -41,6 +41,11 @@ class Conversation:
     path: str
     line: int
 
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether any answer comes with its reasoning."""
+        return any(message.get("reasoning_content") for message in self.messages)
+
     def as_text(self) -> str:
         """All it says, as JSON: equal for conversations that are the same, however written."""
         return json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)

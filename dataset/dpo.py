@@ -39,6 +39,12 @@ class Pair:
     path: str
     line: int
 
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether any answer comes with its reasoning."""
+        messages = self.prompt + self.chosen + self.rejected
+        return any(message.get("reasoning_content") for message in messages)
+
     def as_text(self) -> str:
         """All it says, as JSON: equal for pairs that are the same, however written."""
         parts = [self.prompt, self.chosen, self.rejected, self.tools]
@@ -129,16 +135,10 @@ class EncodedPairs:
         self.sources: list[tuple[str, int]] = []  # file and line of every pair kept
         for pair in pairs:
             self.oddities.add(pair.as_text())
-            prompt, _ = encode_conversation(
-                tokenizer, pair.prompt, pair.tools, add_generation_prompt=True
-            )
-            sides = []
-            for answer in (pair.chosen, pair.rejected):
-                ids, mask = encode_conversation(tokenizer, pair.prompt + answer, pair.tools)
-                assert ids[: len(prompt)] == prompt
-                ids, mask = np.array(ids, np.int32), np.array(mask, np.uint8)
-                mask[: len(prompt)] = 0  # earlier answers are part of the prompt
-                sides.append((ids, mask))
+            try:
+                sides = [_encode_answer(tokenizer, pair, a) for a in (pair.chosen, pair.rejected)]
+            except ValueError as error:  # the template cannot say it
+                raise ValueError(f"{pair.path}:{pair.line}: {error}") from None
             if sum(len(ids) - 1 for ids, _ in sides) > max_seq_len:
                 self.num_too_long += 1
                 continue
@@ -160,6 +160,20 @@ class EncodedPairs:
         part.sequences = [self.sequences[j] for i in indices for j in (2 * i, 2 * i + 1)]
         part.sources = [self.sources[i] for i in indices]
         return part
+
+
+def _encode_answer(tokenizer: Tokenizer, pair: Pair, answer: list[dict]):
+    """(ids int32, mask uint8) of the prompt and one answer, which alone is masked in."""
+    ids, mask = encode_conversation(tokenizer, pair.prompt + answer, pair.tools)
+    for thinking in (True, False):  # where an answer may think, its think block is a part of it
+        prompt, _ = encode_conversation(tokenizer, pair.prompt, pair.tools, True, thinking)
+        if ids[: len(prompt)] == prompt:
+            break
+    else:
+        raise ValueError("the chat template shows the answer otherwise than behind its prompt")
+    mask = np.array(mask, np.uint8)
+    mask[: len(prompt)] = 0  # earlier answers are part of the prompt
+    return np.array(ids, np.int32), mask
 
 
 class DPODataset(Dataset):

@@ -162,7 +162,7 @@ def test_a_pair_shares_its_prompt(encoded, tiny_tokenizer, tmp_path):
         for (ids, mask), answer in ((chosen, pair.chosen), (rejected, pair.rejected)):
             assert ids[: len(prompt)].tolist() == prompt and not mask[: len(prompt)].any()
             text = tiny_tokenizer.decode(ids[mask == 1].tolist())
-            assert text == answer[0]["content"].strip() + "<|im_end|>"
+            assert text == answer[0]["content"] + "<|im_end|>"
 
 
 def test_every_pair_is_in_one_row(encoded):

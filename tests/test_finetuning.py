@@ -9,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import eval_model
 import train_dpo
 import train_full_sft
 import train_lora
@@ -186,6 +187,40 @@ def test_sft_leaves_a_chat_model(monkeypatch, tmp_path, flags):
     assert theirs == encode_conversation(ours, messages, add_generation_prompt=True)[0]
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert set(ends) == {ours.control_id("<|im_end|>"), ours.eos_id}
+
+
+def test_a_model_that_is_taught_to_think_gets_the_switch(monkeypatch, tmp_path, flags, capsys):
+    """One thought in the data: the folder's template has enable_thinking, and the chat accepts it;
+    without any it has not, no think block is ever opened, and --thinking is refused."""
+    data = tmp_path / "chats.jsonl"
+    for thinks in (False, True):
+        if thinks:
+            lines = data.read_text().splitlines()
+            record = json.loads(lines[0])
+            record["conversations"][-1]["reasoning_content"] = "It sat."
+            data.write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
+        run = tmp_path / f"thinks_{thinks}"
+        train(monkeypatch, "full_sft", run, *flags["full_sft"], "--max_steps", 1)
+        folder = run / "step-00000001"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        messages = [say("user", "q")]
+        plain, off, on = (
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **options
+            )
+            for options in ({}, {"enable_thinking": False}, {"enable_thinking": True})
+        )
+        opening = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+        assert plain == on == opening
+        assert off == opening + "<think>\n\n</think>\n\n" * thinks
+        monkeypatch.setattr(
+            "sys.argv", ["eval_model.py", "--model", str(run), "--prompt", "q", "--thinking"]
+        )
+        if thinks:
+            eval_model.main()
+        else:
+            with pytest.raises(ValueError, match="--thinking"):
+                eval_model.main()
 
 
 def test_weights_of_files(monkeypatch, tmp_path, flags, capsys):
