@@ -118,21 +118,10 @@ def load_model(
     """
     folder = Path(folder)
     config = config or load_config(folder)
-    stored = read_header(weights_file) if weights_file else _stored_tensors(folder)
-    if config.num_hidden_layers > len(stored):
-        raise ValueError(
-            f"{folder}: config.json asks for {config.num_hidden_layers} layers, "
-            f"the weights hold {len(stored)} tensors"
-        )
-    if config.use_moe and config.num_experts > len(stored):
-        raise ValueError(
-            f"{folder}: config.json asks for {config.num_experts} experts, "
-            f"the weights hold {len(stored)} tensors"
-        )
+    stored = checked_tensors(folder, config, weights_file)
     with torch.device("meta"):
         model = MiniMindLM(config)
-    expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
-    _check_tensors(folder, stored, expected, config.tie_word_embeddings)
+    expected = _to_disk(model.state_dict(), config).keys()
 
     tensors = {}
     for file in sorted({stored[name].file for name in expected}):
@@ -159,6 +148,27 @@ def load_model(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def checked_tensors(
+    folder: Path, config: LMConfig, weights_file: Path | None = None
+) -> dict[str, StoredTensor]:
+    """The tensors of a model folder, or of a file in place of its weights, by name.
+
+    ValueError unless they are those of `config`.
+    """
+    stored = read_header(weights_file) if weights_file else _stored_tensors(folder)
+    for what, count in (("layers", config.num_hidden_layers), ("experts", config.num_experts)):
+        if count > len(stored) and (what == "layers" or config.use_moe):
+            raise ValueError(
+                f"{folder}: config.json asks for {count} {what}, "
+                f"the weights hold {len(stored)} tensors"
+            )
+    with torch.device("meta"):
+        model = MiniMindLM(config)
+    expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
+    _check_tensors(folder, stored, expected, config.tie_word_embeddings)
+    return stored
 
 
 def weights_sha256(folder: str | Path) -> str:

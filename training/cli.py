@@ -32,6 +32,12 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
+_NO_GRADIENT = (
+    "one expert per token with norm_topk_prob: the renormalised weight is always 1, so the router "
+    "gets no gradient from the language-model loss"
+)
+
+
 def new_parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose --help opens with the script's docstring and shows every default."""
 
@@ -78,6 +84,8 @@ def add_lora_flags(parser: argparse.ArgumentParser, rank: int):
 def build_lora(args: argparse.Namespace, config: LMConfig) -> LoRAConfig:
     """The LoRAConfig that the flags ask for. Raises ValueError naming the flag."""
     targets = tuple(args.lora_targets or default_targets(config.use_moe))
+    if "gate" in targets and not config.router_learns:
+        raise ValueError(f"--lora_targets gate: {_NO_GRADIENT}")
     return LoRAConfig(
         args.lora_rank, args.lora_alpha, args.lora_dropout, targets, args.use_rslora, args.use_dora
     )
@@ -104,6 +112,12 @@ def build_config(args: argparse.Namespace, tokenizer_size: int) -> LMConfig:
                 have = getattr(loaded, name)
                 raise ValueError(f"--{name} {value}: the model in --init_from has {have}")
         config = loaded.with_changes(**given)
+    if not config.router_learns and not getattr(args, "lora_rank", 0):
+        where = f"--init_from {args.init_from}" if args.init_from else "--num_experts_per_tok 1"
+        raise ValueError(
+            f"{where}: {_NO_GRADIENT}; train adapters in place of all weights, or a model with "
+            "2 experts per token or --no-norm_topk_prob"
+        )
     if config.vocab_size < tokenizer_size:
         raise ValueError(
             f"--vocab_size {config.vocab_size}: the tokenizer has {tokenizer_size} entries; "
