@@ -44,6 +44,7 @@ from training.memory import fit_memory
 from training.optimizers import build_optimizer, skip_unless_finite
 from training.run_log import RunLog
 from training.speed import flops_per_token
+from training.start import DEMO_DATA, begin, first_state
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
@@ -61,7 +62,7 @@ def parse_args():
     add("--val_fraction", type=cli.in_range(0, 0.5), default=0.01, help=text)
     text = "model folder or run to start from; None: random weights"
     add("--init_from", type=Path, default=None, help=text)
-    text = "tokenizer folder; None: --init_from's, else model/tokenizer"
+    text = "tokenizer folder; None: --init_from's, else this repository's model/tokenizer"
     add("--tokenizer", type=Path, default=None, help=text)
     add("--max_seq_len", type=cli.at_least(1), default=256, help="tokens per row")
 
@@ -74,7 +75,7 @@ def main():
     args = parse_args()
     if args.init_from is not None:
         args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
-    tokenizer = load_tokenizer(args.tokenizer or args.init_from or "model/tokenizer")
+    tokenizer = load_tokenizer(args.tokenizer or args.init_from or cli.TOKENIZER)
 
     # (2) the architecture
     config = cli.build_config(args, tokenizer.vocab_size)
@@ -87,7 +88,9 @@ def main():
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     # (4) the model: resumed, loaded, or new
-    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
+    resumed_from, identity = begin(args, ranks, config)  # what needs no data is checked first
+    if identity is None:  # the run has all its steps
+        return
     torch.manual_seed(args.seed)  # the same first weights on every rank
     home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
     base = inherited(args.init_from) if args.init_from else None
@@ -109,7 +112,7 @@ def main():
             cached_tokens, tokenizer=tokenizer, cache_dir=args.cache_dir,
             on_bad_record=args.on_bad_record, text_field=args.text_field,
         )  # fmt: skip
-        data_path = args.data_path or [write_demo("out/demo_data")["pretrain.jsonl"]]
+        data_path = args.data_path or [write_demo(DEMO_DATA)["pretrain.jsonl"]]
         files = [cached(path) for path in data_path]
         val_files = [cached(path, flag="--val_data_path") for path in args.val_data_path or []]
     if val_files:
@@ -144,20 +147,13 @@ def main():
         wrapped = DistributedDataParallel(compiled)
 
     # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
-    identity = {
-        "data_fingerprint": dataset.fingerprint,
-        "rows_per_update": sampler.rows_per_update,
-        "optimizer": args.optimizer,
-        "seed": args.seed,
-    }
-    state = {"step": 0, "tokens": 0, "metrics_lines": 0, "eval_due": False}
-    state |= {"best_val_loss": None, "best_step": None}
-    if resumed_from:
-        state |= checkpoint.resume(resumed_from, identity, model, optimizer, scaler, args)
-    elif args.overwrite and ranks.is_main:
-        checkpoint.clear_run(args.out_dir)
-    if ranks.is_main:
-        cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+    identity["data_fingerprint"] = dataset.fingerprint
+    state = first_state(
+        resumed_from, identity, total_steps, model, optimizer, scaler, args, ranks,
+        eval_due=val_dataset is not None,
+    )  # fmt: skip
+    if state is None:
+        return
 
     def write_model(folder: Path, weights: dict):
         save_model(model, folder, tokenizer.eos_id, weights, base)
@@ -185,15 +181,8 @@ def main():
             shown = continue_text(model, tokenizer, opening, 60, args.seed)
         if stop.agree():
             return
-        log.metrics(
-            state["step"], val_loss=result["loss"], val_bits_per_byte=result["bits_per_byte"]
-        )
+        log.held_out(state, result["loss"], val_bits_per_byte=result["bits_per_byte"])
         log.say(f"    {shown}")
-        log.plot()
-        state["eval_due"] = False
-        if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
-            state.update(best_val_loss=result["loss"], best_step=state["step"])
-        log.pause_clock()
 
     watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
     writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
@@ -204,6 +193,8 @@ def main():
     # (10) for every epoch, for every batch
     step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
+        if stop.agreed:
+            break
         watch.settle()  # while the sampler still knows the rows of the epoch before
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
         update_metrics = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
@@ -255,16 +246,17 @@ def main():
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            watch.note(step, means[0], grad_norm, scaler.is_enabled())
+            watch.note(step, means, grad_norm, scaler.is_enabled())
             step += 1
             state["tokens"] += update_tokens
             log.step(update_tokens)
 
             # (18) print and log to wandb unless it was skipped, measure the held-out loss
             if (step % args.log_interval == 0 or step == total_steps) and watch.settle():
-                values = {"loss": means[0].item(), "lr": lr, "grad_norm": grad_norm.item()}
+                mean_loss, mean_aux_loss = watch.means()  # since the last line
+                values = {"loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
                 if config.use_moe:
-                    values["aux_loss"] = means[1].item()
+                    values["aux_loss"] = mean_aux_loss
                     values["max_expert_load"] = model.expert_load.max().item()
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
@@ -285,8 +277,6 @@ def main():
                 log.pause_clock()
             if stopping:
                 break
-        if stop.agreed:
-            break
 
     writer.close()
     log.end(step, stop.agreed)

@@ -307,12 +307,14 @@ def test_a_tiny_learning_rate_still_moves_the_weights(monkeypatch, tmp_path, fla
 
 def test_dpo_learns_its_pairs(monkeypatch, tmp_path, flags):
     """Loss starts at log 2, ends lower; accuracy and margin rise; full and with adapters."""
+    approx_log_2 = pytest.approx(0.6931, abs=1e-3)
     for name, more in (("full", ["--learning_rate", 1e-3]),
                        ("lora", ["--lora_rank", 4, "--learning_rate", 1e-2])):  # fmt: skip
         train(monkeypatch, "dpo", tmp_path / name, *flags["dpo"], "--max_steps", 30, *more,
               "--val_fraction", 0.2, "--eval_interval", 30, "--save_interval", 30)  # fmt: skip
-        lines = metrics(tmp_path / name)
-        assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+        first, *lines = metrics(tmp_path / name)
+        assert (first["step"], first["val_margin"]) == (0, 0) and first["val_loss"] == approx_log_2
+        assert lines[0]["loss"] == approx_log_2
         assert lines[-2]["loss"] < 0.4 and lines[-2]["margin"] > 0.5
         assert lines[-1]["val_accuracy"] == 1.0
         assert {"val_loss", "val_margin", "val_chosen_reward", "val_rejected_reward",

@@ -121,14 +121,16 @@ def test_a_signal_saves_and_leaves(tmp_path, flags, number, status):
 INTERRUPTED = """
 import os, signal, SCRIPT as script
 from training import cli, evaluation, reference
-training, begin = [], script.Stopping.begin_training
+evaluations, begin = [], script.Stopping.begin_training
 def begin_training(self):
-    training.append(True)
+    evaluations.append(None)
     begin(self)
 script.Stopping.begin_training = begin_training
 batches = evaluation.shared_batches
 def interrupted(*args):
-    if training:
+    if evaluations:
+        evaluations.append(None)
+    if len(evaluations) == 1 + NUMBER:
         os.kill(os.getpid(), signal.SIGTERM)
     return batches(*args)
 evaluation.shared_batches = reference.shared_batches = interrupted
@@ -136,14 +138,23 @@ cli.run(script.main)
 """
 
 
-@pytest.mark.parametrize("script", ["pretrain", "full_sft", "dpo"])
-def test_a_signal_during_evaluation(tmp_path, flags, script):
+@pytest.mark.parametrize(
+    ("script", "number", "expected"),
+    [
+        ("pretrain", 1, "before the first update"),  # the held-out loss of step 0
+        ("pretrain", 2, "after step 4"),
+        ("full_sft", 2, "after step 4"),
+        ("dpo", 2, "after step 4"),
+    ],
+)
+def test_a_signal_during_evaluation(tmp_path, flags, script, number, expected):
     """Evaluation is given up, the step saved; the resumed run evaluates it: the same metrics."""
-    slow = tmp_path / "evaluation.py"  # asks itself to stop in the first evaluation
-    slow.write_text(INTERRUPTED.replace("SCRIPT", f"train_{script}"))
+    slow = tmp_path / "evaluation.py"  # asks itself to stop in that evaluation
+    text = INTERRUPTED.replace("SCRIPT", f"train_{script}").replace("NUMBER", str(number))
+    slow.write_text(text)
     run(script, tmp_path / "whole", *flags[script])
     output = run(slow, tmp_path / "run", *flags[script], expect=143)
-    assert "stopped by SIGTERM after step 4" in output
+    assert f"stopped by SIGTERM {expected}" in output
     run(script, tmp_path / "run", *flags[script])
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 

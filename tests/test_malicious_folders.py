@@ -343,7 +343,7 @@ def test_optimizer_state_is_checked_before_use(run, kind):
      ("metrics_lines", "null"), ("eval_due", "1"), ("best_val_loss", "NaN"),
      ("best_val_loss", '"low"'), ("best_step", "-3"), ("scaler", "null"), ("scaler", "[]"),
      ("usual_loss", "[0, 0]"), ("usual_loss", "[0, 0, null]"), ("usual_loss", "[1e308, 0, 0]"),
-     ("bad_steps", "{}")],
+     ("bad_steps", "{}"), ("since_log", "{}"), ("since_log", "[1, null]")],
 )  # fmt: skip
 def test_trainer_state_is_checked_before_use(run, key, text):
     """Counts are whole numbers, losses are finite, and there is no NaN."""
@@ -362,15 +362,10 @@ def test_a_scaler_that_cannot_be_restored_is_told(run, scaler):
     path = folder / "resume/trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scaler": scaler}))
 
-    class Args:
-        resume_on_changed_data = False
-
     enabled = torch.amp.GradScaler("cpu")
-    refused(
-        lambda: checkpoint.resume(folder, {}, model, optimizer, enabled, Args), folder, "--dtype"
-    )
+    refused(lambda: checkpoint.resume(folder, model, optimizer, enabled), folder, "--dtype")
     disabled = torch.amp.GradScaler("cpu", enabled=False)
-    checkpoint.resume(folder, {}, model, optimizer, disabled, Args)
+    checkpoint.resume(folder, model, optimizer, disabled)
 
 
 # ---- tokenizer folders

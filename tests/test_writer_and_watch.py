@@ -207,6 +207,9 @@ class Told:
     def rows_in_update(self, update):
         return [update]
 
+    def tokens_in_update(self, update):
+        return update + 1
+
     def place(self, row):
         return f"row {row}"
 

@@ -22,12 +22,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from model.config import LMConfig
 from model.hf_format import (
     DTYPES,
     EXACT_WEIGHTS_FILE,
     RESUME_FOLDER,
-    load_config,
     read_header,
     some_names,
     write_tensors,
@@ -122,28 +120,11 @@ a model.
         print(f"warning: could not write {readme}: {error}", file=sys.stderr)
 
 
-def find_checkpoint(
-    out_dir: Path, resume: str, overwrite: bool, config: LMConfig | None = None
-) -> Path | None:
+def find_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
     """The checkpoint that --resume means, or None to start anew. Deletes nothing.
 
-    Raises ValueError where starting anew would run over an earlier run's checkpoints, or where the
-    checkpoint holds another model than `config` (None: it holds an adapter, checked when loaded).
+    Raises ValueError where starting anew would run over an earlier run's checkpoints.
     """
-    folder = _named_checkpoint(out_dir, resume, overwrite)
-    if folder is not None and config is not None:
-        saved = load_config(folder)
-        for name, value in config.to_dict().items():
-            have = getattr(saved, name)
-            if have != value:
-                raise ValueError(
-                    f"--resume: {folder} was trained with {name} {have}, this run asks for "
-                    f"{value}; give the same flags, or another --out_dir"
-                )
-    return folder
-
-
-def _named_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
     if resume == "auto":
         newest = newest_checkpoint(out_dir)
         if newest is None and step_folders(out_dir):
@@ -169,32 +150,9 @@ def _named_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | Non
     return folder
 
 
-def check_same_run(folder: Path, run: dict, allow_changed_data: bool):
-    """Refuse to go on from a checkpoint of other data, another order or another batch.
-
-    run: {"data_fingerprint", "rows_per_update", "seed", ...} of the run about to start.
-    """
-    state = read_json(resume_files(folder)[1])
-    for name, value in run.items():
-        if state.get(name) == value:
-            continue
-        if name == "data_fingerprint":
-            if not allow_changed_data:
-                raise ValueError(
-                    f"--resume: the data (files, tokenizer, held-out split or --max_seq_len) is "
-                    f"not what {folder} was trained on; give the same data, another --out_dir, "
-                    "or --resume_on_changed_data"
-                )
-        else:
-            raise ValueError(
-                f"--resume: {folder} was trained with {name} {state.get(name)}, "
-                f"this run has {value}"
-            )
-
-
 def recorded(folder: Path | None, name: str) -> object:
     """What a checkpoint's trainer_state.json says under a name; None without a checkpoint."""
-    return folder and read_json(folder / "trainer_state.json").get(name)
+    return folder and read_json(resume_files(folder)[1]).get(name)
 
 
 def clear_run(out_dir: Path):
@@ -205,13 +163,11 @@ def clear_run(out_dir: Path):
         (Path(out_dir) / name).unlink(missing_ok=True)
 
 
-def resume(folder: Path, identity: dict, model: nn.Module, optimizer, scaler, args) -> dict:
+def resume(folder: Path, model: nn.Module, optimizer, scaler) -> dict:
     """Put optimizer and scaler back as they were and return trainer_state.json.
 
-    The model is loaded apart. identity: what `check_same_run` compares. Raises ValueError with the
-    path for a checkpoint that does not fit.
+    The model is loaded apart. Raises ValueError with the path for a checkpoint that does not fit.
     """
-    check_same_run(folder, identity, args.resume_on_changed_data)
     state = load_training_state(folder, model, optimizer)
     try:
         scaler.load_state_dict(state["scaler"])
@@ -230,7 +186,7 @@ def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
     no optimizer computes are refused. Raises ValueError with the path.
     """
     file, state_file = resume_files(folder)
-    state = _read_state(state_file)
+    state = read_state(state_file)
     stored = read_header(file)
     keys = _state_keys(optimizer)
     expected = {f"{name}.{key}" for name, p in trained(model) for key in keys[p]}
@@ -263,7 +219,7 @@ def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
 _COUNTS = ("step", "tokens", "pairs", "metrics_lines", "best_step", "bad_steps", "bad_in_a_row")
 
 
-def _read_state(path: Path) -> dict:
+def read_state(path: Path) -> dict:
     """trainer_state.json; ValueError unless what training counts with is what it should be."""
     state = read_json(path)
 
@@ -280,6 +236,9 @@ def _read_state(path: Path) -> dict:
     require(isinstance(state.get("scaler"), dict), "scaler", "an object")
     require(isinstance(state.get("eval_due", False), bool), "eval_due", "true or false")
     require(_is_loss(state.get("best_val_loss", 0)), "best_val_loss", "a number or null")
+    since_log = state.get("since_log", [])
+    fits = isinstance(since_log, list) and len(since_log) < 100 and all(map(_is_loss, since_log))
+    require(fits and None not in since_log, "since_log", "a list of numbers")
     usual = state.get("usual_loss", [0, 0, 0])
     fits = isinstance(usual, list) and len(usual) == 3 and all(map(_is_loss, usual))
     require(fits and None not in usual, "usual_loss", "three numbers")

@@ -18,9 +18,11 @@ import torch
 from model.config import PRESETS, LMConfig
 from model.hf_format import load_config
 from model.lora import LoRAConfig, default_targets
-from training.distributed import Ranks
+from training import run_lock
+from training.distributed import Ranks, shutdown
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TOKENIZER = REPOSITORY / "model" / "tokenizer"
 LONG_RUN = 1000  # optimizer steps from which compiling pays on a CPU
 
 
@@ -193,7 +195,9 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
         help="newest checkpoints kept, + the best",
     )
     add("--resume", default="auto", help="auto: go on from out_dir's newest step; never; or a path")
-    text = "go on from a checkpoint though the data is not the same"
+    text = "go on from a checkpoint of another run (data, seed, batch, base): name what differs"
+    add("--allow_changes", action="store_true", help=text)
+    text = "the same where nothing but the data differs"
     add("--resume_on_changed_data", action="store_true", help=text)
     add("--overwrite", action="store_true", help="with --resume never: delete what out_dir holds")
     text = "updates in a row that may be skipped because loss or gradient is not finite"
@@ -238,9 +242,17 @@ def in_range(low: float, high: float) -> Callable[[str], float]:
 
 
 def paired(paths: list, weights: list[float]) -> dict[str, float]:
-    """--data_weights by file; ValueError unless there is one for each."""
+    """--data_weights by file; ValueError unless there is one for each, and each file once."""
     if len(paths) != len(weights):
         raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
+    resolved = [Path(path).resolve() for path in paths]
+    for path, place in zip(paths, resolved):
+        if (times := resolved.count(place)) > 1:
+            total = sum(weight for other, weight in zip(resolved, weights) if other == place)
+            raise ValueError(
+                f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
+                "in --data_weights"
+            )
     return {str(path): weight for path, weight in zip(paths, weights)}
 
 
@@ -322,6 +334,7 @@ def run(main: Callable[[], None]):
     """
     try:
         main()
+        shutdown()  # of a run that had nothing to do
     except ValueError as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         ours = Path(last.filename).resolve()
@@ -341,3 +354,5 @@ def run(main: Callable[[], None]):
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        run_lock.release()
