@@ -120,7 +120,9 @@ def main():
     else:
         stream, val_stream = split_documents(files, args.val_fraction)
     data_before = checkpoint.recorded(resumed_from, "data_fingerprint")
-    dataset = PretrainDataset(stream, args.max_seq_len, going_on_from=data_before)
+    dataset = PretrainDataset(
+        stream, args.max_seq_len, documents_first=True, going_on_from=data_before
+    )
     val_dataset = PretrainDataset(val_stream, args.max_seq_len) if val_stream else None
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks

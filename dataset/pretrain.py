@@ -18,14 +18,19 @@ class PretrainDataset(Dataset):
     `packing.Rows` says. Item -1 is a filler whose mask is all zero (`UpdateSampler` completes an
     epoch's last update with it).
 
-    going_on_from: the fingerprint that a checkpoint to go on from has. A run that began before some
-    rows began with documents keeps the rows it has had.
+    documents_first  for training: some rows begin with documents, as prompts do
+    going_on_from    the fingerprint that a checkpoint to go on from has: a run that began before
+                     there was documents_first keeps the rows it has had
 
     Raises ValueError for a max_seq_len below 1.
     """
 
     def __init__(
-        self, stream: TokenStream, max_seq_len: int, going_on_from: str | None = None
+        self,
+        stream: TokenStream,
+        max_seq_len: int,
+        documents_first: bool = False,
+        going_on_from: str | None = None,
     ) -> None:
         if max_seq_len < 1:
             raise ValueError(f"--max_seq_len: expected at least 1 token, got {max_seq_len}")
@@ -34,7 +39,7 @@ class PretrainDataset(Dataset):
         self.eos = stream.eos_id
         self.num_tokens = stream.num_tokens  # targets in one epoch
         self.rows = Rows(stream, max_seq_len, documents_first=False)
-        if going_on_from is None or going_on_from != self.fingerprint:
+        if documents_first and going_on_from != self.fingerprint:
             self.rows = Rows(stream, max_seq_len)
 
     def __len__(self) -> int:

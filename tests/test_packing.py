@@ -96,7 +96,7 @@ def test_rows_are_the_documents_joined_and_cut(files, T, per_block):
         assert tuple(part.tolist() for part in plain.read(i)) == row
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "ROWS_IN_BLOCK", per_block)
-        dataset = PretrainDataset(stream, T)
+        dataset = PretrainDataset(stream, T, documents_first=True)
     expected = rows_that_begin_with_documents(tokens, T, per_block)
     assert len(dataset) == len(expected)
     for i, (X, Y, loss_mask) in enumerate(dataset.__getitems__(range(len(dataset)))):
@@ -216,7 +216,7 @@ def test_documents_are_read_with_and_without_the_token_between_them(tmp_path, ti
         "".join(json.dumps({"text": "Once " + "word " * (i % 3)}) + "\n" for i in range(9000))
     )
     stream = whole_stream([cached_tokens(path, tiny_tokenizer, tmp_path / "cache")])
-    dataset = PretrainDataset(stream, 64)
+    dataset = PretrainDataset(stream, 64, documents_first=True)
     once = tiny_tokenizer.encode_text("Once")[0]
     begin = [int(dataset[i][0][0]) == once for i in range(len(dataset))]
     assert all(begin[16::16]) and len(begin) / 16 <= sum(begin) + 1
@@ -230,11 +230,10 @@ def test_a_run_of_before_goes_on_with_its_rows(tmp_path, tiny_tokenizer):
     path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(500)))
     stream = whole_stream([cached_tokens(path, tiny_tokenizer, tmp_path / "cache")])
     before = PretrainDataset(stream, 16)
-    before.rows = Rows(stream, 16, documents_first=False)
-    now = PretrainDataset(stream, 16)
+    now = PretrainDataset(stream, 16, documents_first=True)
     assert now.fingerprint != before.fingerprint
     for known, expected in ((before, before), (now, now)):
-        again = PretrainDataset(stream, 16, going_on_from=known.fingerprint)
+        again = PretrainDataset(stream, 16, True, going_on_from=known.fingerprint)
         assert again.fingerprint == expected.fingerprint and len(again) == len(expected)
         assert all(again[i][0].equal(expected[i][0]) for i in range(len(again)))
 
