@@ -190,7 +190,7 @@ class LMConfig:
             "rope_theta": float(self.rope_theta),
             "rope_scaling": None if self.yarn_factor == 1 else rope,
         }
-        for name in _DENSE_FIELDS:
+        for name in _DENSE_FIELDS + _added_fields():
             config[name] = getattr(self, name)
         if self.use_moe:
             config |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
@@ -206,6 +206,8 @@ class LMConfig:
         compute, so that a model is never opened to give other numbers than its owner's.
         """
         kind = config.get("model_type")
+        if kind == "minimind":  # an edited model of ours (see qwen3_check.py), the same fields
+            kind = "qwen3_moe" if config.get("use_moe") else "qwen3"
         if kind not in ("qwen3", "qwen3_moe"):
             raise ValueError(f"model_type {kind!r}: expected 'qwen3' or 'qwen3_moe'")
         if "auto_map" in config:
@@ -236,7 +238,8 @@ class LMConfig:
             values |= {"router_aux_loss_coef": 0.001, "norm_topk_prob": False}
         if "num_local_experts" in config:  # the name transformers 5 gives num_experts
             config = config | {"num_experts": config["num_local_experts"]}
-        for name in _DENSE_FIELDS + (_MOE_FIELDS if values["use_moe"] else ()):
+        names = _DENSE_FIELDS + _added_fields()
+        for name in names + (_MOE_FIELDS if values["use_moe"] else ()):
             if config.get(name) is not None:
                 values[name] = config[name]
             elif name in _REQUIRED_FIELDS:
@@ -278,6 +281,13 @@ class LMConfig:
 def _require(ok: bool, name: str, value, expected: str):
     if not ok:
         raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def _added_fields() -> tuple[str, ...]:
+    """Fields that somebody has added to LMConfig: they are saved and loaded as they are."""
+    known = {*_DENSE_FIELDS, *_MOE_FIELDS, "use_moe", "rope_theta"}
+    names = [f.name for f in fields(LMConfig)]
+    return tuple(n for n in names if n not in known and not n.startswith("yarn_"))
 
 
 _DENSE_FIELDS = (

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model import qwen3_check
 from model.config import LMConfig
 from model.json_file import read_json, shown
 from model.model import MiniMindLM
@@ -30,6 +33,7 @@ WEIGHTS_FILE, GENERATION_FILE = "model.safetensors", "generation_config.json"
 # What only resuming needs lies in this subfolder, in files of the safetensors format whose names
 # end otherwise: vLLM, SGLang and Ollama read every *.safetensors of a folder as weights, and other
 # tools those of its subfolders, too.
+_VALUES_KEY = "minimind_values"  # in an edited model's config.json: a small one's logits
 RESUME_FOLDER, EXACT_WEIGHTS_FILE = "resume", "weights.tensors"
 
 
@@ -67,6 +71,9 @@ def save_model(
     began with. Its dtypes are kept, and `weights` that have more bits are written to
     resume/weights.tensors besides; its sampling settings and end tokens stay, too. Without a base
     weights keep their dtype.
+
+    A model that does not compute what Qwen3 computes, because somebody has edited it, is written
+    with the model_type "minimind", which other tools refuse, and that is said once.
     """
     folder = Path(folder)
     tensors = _to_disk(model.state_dict() if weights is None else weights, model.config)
@@ -80,8 +87,21 @@ def save_model(
     (dtype, _), *_ = Counter(t.dtype for t in stored.values()).most_common()
     ends = {"eos_token_id": _all_ends(eos_token_id, generation.get("eos_token_id"))}
     config = model.config.to_hf_dict() | {"dtype": str(dtype).removeprefix("torch.")} | ends
+    verdict = qwen3_check.verdict_on(model, tensors, _from_disk)
+    if verdict.reason:
+        _say_once(
+            f"note: model/ does not compute what Qwen3 computes ({verdict.reason}), so models are "
+            'saved with model_type "minimind": these scripts open them, other tools refuse them'
+        )
+        config |= {"architectures": ["MiniMindLM"], "model_type": "minimind"}
+        config |= {"use_moe": model.config.use_moe, _VALUES_KEY: verdict.values}
     _write_json(folder / "config.json", config)
     _write_json(folder / GENERATION_FILE, generation | ends)
+
+
+@cache
+def _say_once(text: str):
+    print(text, file=sys.stderr, flush=True)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None):
@@ -117,6 +137,7 @@ def load_model(
     ValueError with the path and what does not fit.
     """
     folder = Path(folder)
+    _check_what_is_computed(folder)
     config = config or load_config(folder)
     stored = checked_tensors(folder, config, weights_file)
     with torch.device("meta"):
@@ -169,6 +190,32 @@ def checked_tensors(
     expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
     _check_tensors(folder, stored, expected, config.tie_word_embeddings)
     return stored
+
+
+def _check_what_is_computed(folder: Path):
+    """ValueError for a folder of an edited model whose code was another than that in model/.
+
+    A Qwen3 folder may be opened with edited code, as one does to begin from it: that is said.
+    """
+    config = load_config(folder)
+    values = read_json(folder / "config.json").get(_VALUES_KEY)
+    here = qwen3_check.verdict(MiniMindLM, qwen3_check.small(config), _from_disk)
+    if values is not None and not (here.values and qwen3_check.same(here.values, values)):
+        raise ValueError(
+            f"{folder}: written by an edited model that computes something else than model/ does "
+            f"here ({here.reason or 'Qwen3, not edited'}); use the code that it was written by, or "
+            f"take {_VALUES_KEY} out of its config.json to open it all the same"
+        )
+    if here.reason and not is_altered(folder):
+        _say_once(
+            f"warning: {folder} is a Qwen3 model, and model/ computes something else "
+            f"({here.reason})"
+        )
+
+
+def is_altered(folder: str | Path) -> bool:
+    """Whether a folder says that its model does not compute what Qwen3 computes."""
+    return read_json(Path(folder) / "config.json").get("model_type") == "minimind"
 
 
 def weights_sha256(folder: str | Path) -> str:
