@@ -14,20 +14,34 @@ KEEP_PAGES := $(KEEP_PAGES):glibc.malloc.hugetlb=1
 # four minutes on two CPU cores with bfloat16, twelve without.
 demo: export GLIBC_TUNABLES = $(KEEP_PAGES)
 demo: $(VENV)/.installed
+	@echo
+	@echo "Data: stories, facts and sums in English and Chinese, and questions that are held out."
 	$(RUN) -m dataset.demo --out_dir out/demo_data
+	@echo
+	@echo "1 of 4, pretraining: 5 million numbers that know nothing learn to write."
 	$(RUN) train_pretrain.py --optimizer muon --learning_rate 1e-2 --batch_size 8 --max_steps 320 \
 		--eval_interval 80 --out_dir out/pretrain
+	@echo
 	$(RUN) eval_model.py --model out/pretrain --prompt "One sunny morning, a little girl" \
 		--temperature 0.5 --max_new_tokens 300 --seed 1
+	@echo
+	@echo "2 of 4, fine-tuning: it learns to answer what a user asks."
 	$(RUN) train_full_sft.py --init_from out/pretrain --optimizer muon --learning_rate 1e-2 \
 		--batch_size 8 --max_steps 240 --eval_interval 120 --out_dir out/full_sft
+	@echo
+	@echo "3 of 4, an adapter: a toy shop's prices, in weights of their own beside the model's."
 	$(RUN) train_lora.py --init_from out/full_sft --lora_alpha 32 --learning_rate 2e-2 \
 		--batch_size 8 --max_steps 60 --out_dir out/lora
+	@echo
+	@echo "4 of 4, preferences: of two answers, it learns to give the better one."
 	$(RUN) train_dpo.py --init_from out/full_sft --sft_weight 1 --learning_rate 5e-4 \
 		--warmup_steps 5 --max_steps 50 --out_dir out/dpo
+	@echo
+	@echo "What each stage has improved, on questions that no stage has seen:"
 	$(RUN) scripts/demo_table.py
 	@echo
-	@printf '%s\n' "Who are you?" "What is jam made from?" "法国的首都是哪里？" "Thank you!" | \
+	@printf '%s\n' "Who are you?" "What is 3 + 4?" "你好，你是谁？" \
+		"What is jam made from?" "法国的首都是哪里？" "Thank you!" | \
 		$(RUN) eval_model.py --model out/dpo --temperature 0
 	@echo
 	@echo "Talk to it yourself:  $(RUN) eval_model.py --model out/dpo"
@@ -56,6 +70,7 @@ bench: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the packages into $(VENV): a minute or two."
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

@@ -13,9 +13,11 @@ one without holds a base model and continues the text. Measuring prints a JSON l
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from dataset.chat import can_think, encode_conversation, parse_answer, stop_ids
 from dataset.packing import whole_stream
@@ -31,6 +33,7 @@ from training import cli
 from training.checkpoint import adapter_folder, model_folder
 from training.distributed import init_distributed
 from training.evaluation import held_out_loss
+from training.terminal import as_text
 
 HELP = """/reset          forget the conversation
 /lora NAME      answer with this adapter from now on; /lora off: with none
@@ -51,14 +54,17 @@ def parse_args():
     add("--text_field", default="text", help="field that holds the text, for --eval_data")
     add("--system", default=None, help="system prompt of the chat")
     add("--thinking", **cli.BOOL, default=False, help="let a chat model think before it answers")
-    add("--temperature", type=cli.in_range(0, 100), default=0.7, help="0 takes the likeliest token")
+    text = "0 takes the likeliest token"
+    add("--temperature", type=cli.in_range(1e-3, 100, or_zero=True), default=0.7, help=text)
     add("--top_p", type=cli.in_range(1e-6, 1), default=0.9, help="nucleus, as a probability")
     add("--top_k", type=cli.at_least(0), default=0, help="likeliest tokens to draw from; 0: all")
     text = "divides the logits of tokens already there; 1: none"
     add("--repetition_penalty", type=cli.in_range(0.1, 10), default=1.0, help=text)
-    add("--max_new_tokens", type=cli.at_least(1), default=256, help="longest answer, in tokens")
+    text = "longest answer, in tokens; None: 256, or half of a shorter context"
+    add("--max_new_tokens", type=cli.at_least(1), default=None, help=text)
     add("--yarn_factor", type=cli.in_range(1, 1024), default=None, help="stretch the context")
-    add("--seed", type=cli.at_least(0), default=None, help="makes the draws repeatable")
+    text = "makes the draws repeatable"
+    add("--seed", type=cli.at_least(0, cli.LARGEST_SEED), default=None, help=text)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     text = "precision of the weights (auto: bfloat16 on a GPU or with int8, else float32)"
     add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=text)
@@ -128,9 +134,12 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, ends: set[int], adapters: dict
     fast, known = for_decoding(model, args.quantize == "int8"), PromptCache()
     while True:
         try:
-            line = input("> ").strip()
+            line = as_text(input("> "), "this line", sys.stdin.encoding).strip()
         except EOFError:
             return print()
+        except ValueError as error:  # nothing is sent: what was meant is not known
+            print(f"({error})")
+            continue
         if not sys.stdin.isatty():  # lines from a pipe: show them as if they were typed
             print(line)
         command, _, rest = line.partition(" ")
@@ -178,12 +187,22 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, ends: set[int], adapters: dict
 
 def measure(model: MiniMindLM, tokenizer: Tokenizer, ranks, args):
     """Print loss (nats per token), perplexity and bits per byte of --eval_data."""
+    context = model.config.max_position_embeddings
+    if args.max_seq_len > context:
+        raise ValueError(
+            f"--max_seq_len {args.max_seq_len}: the model's context is {context} tokens "
+            "(--yarn_factor stretches it)"
+        )
     data = cached_tokens(
         args.eval_data, tokenizer, args.cache_dir, flag="--eval_data", text_field=args.text_field
     )
     rows = PretrainDataset(whole_stream([data]), args.max_seq_len)
     autocast = torch.autocast(ranks.device.type, enabled=False)
-    result = held_out_loss(model, rows, args.batch_size, tokenizer.token_bytes, ranks, autocast)
+    # on a terminal a bar, in a log a line now and then
+    progress = partial(tqdm, unit="batch", mininterval=0.1 if sys.stderr.isatty() else 10)
+    result = held_out_loss(
+        model, rows, args.batch_size, tokenizer.token_bytes, ranks, autocast, progress=progress
+    )
     print(
         f"{args.eval_data}: {result['tokens']:,} tokens, loss {result['loss']:.4f} nats per token, "
         f"perplexity {result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits per byte"
@@ -193,6 +212,9 @@ def measure(model: MiniMindLM, tokenizer: Tokenizer, ranks, args):
 
 def main():
     args = parse_args()
+    for name in ("prompt", "system"):
+        if getattr(args, name) is not None:
+            setattr(args, name, as_text(getattr(args, name), f"--{name}"))
     folder = model_folder(args.model, "--model")
     adapters = {path.name: adapter_folder(path, "--lora") for path in args.lora}
     # an adapter made from a base model may be what taught it to chat: its folder says so
@@ -210,6 +232,14 @@ def main():
             max_position_embeddings=int(original * args.yarn_factor),
         )  # fmt: skip
         model = load_model(folder, ranks.device, getattr(torch, args.dtype), config)
+    context = model.config.max_position_embeddings
+    if args.max_new_tokens is None:
+        args.max_new_tokens = min(256, context // 2)
+    if args.max_new_tokens >= context:
+        raise ValueError(
+            f"--max_new_tokens {args.max_new_tokens}: the model's context is {context} tokens, "
+            "the prompt included"
+        )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"--model {folder}: its tokenizer has {tokenizer.vocab_size} entries, "

@@ -19,7 +19,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from dataset import conversations, pairs
 from dataset.readers import read_records
-from dataset.tokenizer import END_OF_TEXT, MODEL_INPUTS, load_tokenizer
+from dataset.tokenizer import END_OF_TEXT, LARGEST_ID, MODEL_INPUTS, load_tokenizer
+from training.terminal import forgive_encodings
 
 # Qwen2's pattern, which GGUF tools know by name: words with the space or sign before them, single
 # digits, runs of punctuation, line ends, spaces. Merges never cross its pieces.
@@ -37,6 +38,7 @@ CONTROL_TOKENS = SPECIAL + TAGS + RESERVED
 # Bytes of an entry: 5 Chinese characters or a long English word. Chinese has no spaces, so without
 # a limit the sentences that a corpus repeats would become entries.
 LONGEST_TOKEN = 16
+LARGEST_VOCABULARY = LARGEST_ID + 1  # that the scripts load
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -58,9 +60,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             f"--vocab_size: expected at least {smallest} entries ({len(CONTROL_TOKENS)} control "
             f"tokens and 256 bytes), got {args.vocab_size}"
         )
+    if args.vocab_size > LARGEST_VOCABULARY:
+        parser.error(f"--vocab_size: expected at most {LARGEST_VOCABULARY}, got {args.vocab_size}")
     for flag in ("min_frequency", "max_bytes_per_file"):
-        if getattr(args, flag) is not None and getattr(args, flag) < 1:
-            parser.error(f"--{flag}: expected at least 1, got {getattr(args, flag)}")
+        value = getattr(args, flag)
+        if value is not None and not 1 <= value < 2**63:
+            parser.error(f"--{flag}: expected 1 to {2**63 - 1}, got {value}")
     return args
 
 
@@ -164,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    forgive_encodings()
     try:
         main()
     except (ValueError, OSError) as error:

@@ -27,6 +27,7 @@ from model.model import MiniMindLM
 from training.cli import choose_dtype
 from training.losses import masked_cross_entropy
 from training.optimizers import build_optimizer
+from training.terminal import forgive_encodings
 from training.writer import CheckpointWriter
 
 
@@ -130,4 +131,5 @@ def main():
 
 
 if __name__ == "__main__":
+    forgive_encodings()
     main()

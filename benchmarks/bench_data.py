@@ -26,6 +26,7 @@ from dataset.demo import write_demo
 from dataset.readers import read_texts
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import load_tokenizer
+from training.terminal import forgive_encodings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -215,4 +216,5 @@ def main():
 
 
 if __name__ == "__main__":
+    forgive_encodings()
     main()

@@ -31,6 +31,7 @@ from model.decoding_layers import for_decoding
 from model.generation import PromptCache, generate, generate_batch
 from model.hf_format import load_model, save_model
 from model.model import MiniMindLM
+from training.terminal import forgive_encodings
 
 GIB = 2**30
 
@@ -244,4 +245,5 @@ def main():
 
 
 if __name__ == "__main__":
+    forgive_encodings()
     main()

@@ -3,9 +3,10 @@
     python scripts/demo_table.py            # after the four training scripts with their defaults
 
 Everything is measured here, anew, on questions and pairs that were held out: exact match of greedy
-answers before and after SFT and LoRA, and how often the preferred answer is the likelier one (log-
-probability per token) before and after DPO; below the table, what SFT answers right by skill. Speed
-(of tokens that are targets: in conversations, those of the answers) and minutes are the runs' own.
+answers before and after SFT and LoRA, alone and after turns on other subjects, in both languages;
+how often the preferred answer is the likelier one (log-probability per token) before and after DPO;
+below the table, what SFT answers right by skill. Speed (of tokens that are targets: in
+conversations, those of the answers) and minutes are the runs' own.
 """
 
 import json
@@ -29,7 +30,7 @@ from model.hf_format import load_model, weights_sha256
 from training import cli
 from training.checkpoint import adapter_folder, model_folder
 from training.distributed import init_distributed
-from training.evaluation import ask, exact_match, is_exact, read_questions
+from training.evaluation import ask, is_exact, read_questions
 from training.reference import pair_log_probs
 from training.run_log import read_metrics
 
@@ -51,6 +52,17 @@ def speed_and_minutes(run: Path) -> tuple[str, str]:
     return f"{speed:,.0f} {unit}/s", f"{seconds / 60:.1f}"
 
 
+def share(right: dict[str, list[bool]]) -> str:
+    """The share of all answers that are right."""
+    answers = [answer for of_a_skill in right.values() for answer in of_a_skill]
+    return f"{sum(answers) / len(answers):.1%}"
+
+
+def by_skill(right: dict[str, list[bool]]) -> str:
+    """ "facts 100/100, arithmetic 25/44" """
+    return ", ".join(f"{skill} {sum(answers)}/{len(answers)}" for skill, answers in right.items())
+
+
 def main():
     args = parse_args()
     ranks = init_distributed(args.device)
@@ -62,24 +74,20 @@ def main():
     }
     tokenizer = load_tokenizer(folders["full_sft"])
 
-    def match(model, file: str, chat: bool = True) -> float:
+    def right(model, file: str, chat: bool = True) -> dict[str, list[bool]]:
+        """By skill, for each question of a file: whether the greedy answer is exactly right."""
         questions = read_questions(demo[file], tokenizer, chat)
-        return exact_match(questions, ask(model, tokenizer, questions))
+        answers = ask(model, tokenizer, questions)
+        skills = [record.fields.get("skill") for record in read_records(demo[file])]
+        found = defaultdict(list)
+        for skill, question, answer in zip(skills, questions, answers, strict=True):
+            found[skill].append(is_exact(question, answer))
+        return found
 
     # the pairs that train_dpo.py held out
     used = json.loads((runs["dpo"] / "args.json").read_text())
     pairs = EncodedPairs(read_pairs(demo["dpo.jsonl"]), tokenizer, used["max_seq_len"])
     pairs = DPODataset(pairs.split(used["val_fraction"])[1], used["max_seq_len"])
-
-    def match_by_skill(model) -> str:
-        """ "facts 100/100, sums 25/44" over the held-out questions."""
-        questions = read_questions(demo["questions.jsonl"], tokenizer)
-        answers = ask(model, tokenizer, questions)
-        skills = [r.fields["skill"] for r in read_records(demo["questions.jsonl"])]
-        right = defaultdict(list)
-        for skill, question, answer in zip(skills, questions, answers, strict=True):
-            right[skill].append(is_exact(question, answer))
-        return ", ".join(f"{skill} {sum(r)}/{len(r)}" for skill, r in right.items())
 
     def answers_log_probs(model) -> torch.Tensor:
         return pair_log_probs(model, pairs, 2, ranks, nullcontext()).cpu()
@@ -88,34 +96,43 @@ def main():
         per_token = log_probs / pairs.answer_lengths
         return (per_token[:, 0] > per_token[:, 1]).float().mean().item()
 
+    def row(stage: str, what: str, before: str, after: str, speed: str = "", minutes: str = ""):
+        """Print a row, as soon as it is measured."""
+        if stage in runs:
+            speed, minutes = speed_and_minutes(runs[stage])
+        line = f"{stage:<9} {what:<36} {before:>7} {after:>7} {speed:>15} {minutes:>8}"
+        print(line.rstrip(), flush=True)
+
+    row("stage", "held out", "before", "after", "speed", "minutes")
+    single, turns, shop = "questions.jsonl", "multi_turn_questions.jsonl", "lora_questions.jsonl"
+    exactly, after_others = "questions answered exactly", "questions after other subjects"
+
+    records = read_metrics(runs["pretrain"] / "metrics.jsonl")
+    losses = [record["val_loss"] for record in records if "val_loss" in record]
+    row("pretrain", "held-out loss, nats per token", f"{losses[0]:.2f}", f"{losses[-1]:.2f}")
+
     base = load_model(folders["pretrain"], ranks.device)
     sft = load_model(folders["full_sft"], ranks.device)
-    dpo = load_model(folders["dpo"], ranks.device)
-    base_match = match(base, "questions.jsonl", chat=False)
-    sft_match, dpo_match = (match(model, "questions.jsonl") for model in (sft, dpo))
-    by_skill = match_by_skill(sft)
-    shop_before = match(sft, "lora_questions.jsonl")
-    before, after = answers_log_probs(sft), answers_log_probs(dpo)
-    margins = (after - before)[:, 0] - (after - before)[:, 1]
-    lora.load_adapter(sft, folders["lora"], weights_sha256(folders["full_sft"]))
-    shop_after = match(sft, "lora_questions.jsonl")
+    sft_single = right(sft, single)
+    row("full_sft", exactly, share(right(base, single, chat=False)), share(sft_single))
+    sft_turns = right(sft, turns)
+    row("", after_others, share(right(base, turns, chat=False)), share(sft_turns))
 
-    losses = [r["val_loss"] for r in read_metrics(runs["pretrain"] / "metrics.jsonl")
-              if "val_loss" in r]  # fmt: skip
-    rows = [
-        ("pretrain", "held-out loss, nats per token", f"{losses[0]:.2f}", f"{losses[-1]:.2f}"),
-        ("full_sft", "questions answered exactly", f"{base_match:.1%}", f"{sft_match:.1%}"),
-        ("lora", "toy-shop questions answered exactly", f"{shop_before:.1%}", f"{shop_after:.1%}"),
-        ("dpo", "preferred answer is the likelier", f"{preferred(before):.1%}",
-         f"{preferred(after):.1%}"),
-        ("", "its margin, nats", "0.0", f"{margins.mean():.1f}"),
-        ("", "questions answered exactly", f"{sft_match:.1%}", f"{dpo_match:.1%}"),
-    ]  # fmt: skip
-    print(f"{'stage':<9} {'held out':<36} {'before':>7} {'after':>7} {'speed':>15} {'minutes':>8}")
-    for name, what, was, now in rows:
-        speed, minutes = speed_and_minutes(runs[name]) if name else ("", "")
-        print(f"{name:<9} {what:<36} {was:>7} {now:>7} {speed:>15} {minutes:>8}".rstrip())
-    print(f"by skill, after SFT: {by_skill}")
+    shop_before = right(sft, shop)
+    lora.load_adapter(sft, folders["lora"], weights_sha256(folders["full_sft"]))
+    row("lora", "toy-shop " + exactly, share(shop_before), share(right(sft, shop)))
+    lora.detach(sft)
+
+    dpo = load_model(folders["dpo"], ranks.device)
+    before, after = answers_log_probs(sft), answers_log_probs(dpo)
+    accuracies = (f"{preferred(log_probs):.1%}" for log_probs in (before, after))
+    row("dpo", "preferred answer is the likelier", *accuracies)
+    margins = (after - before)[:, 0] - (after - before)[:, 1]
+    row("", "its margin, nats", "0.0", f"{margins.mean():.1f}")
+    row("", exactly, share(sft_single), share(right(dpo, single)))
+    row("", after_others, share(sft_turns), share(right(dpo, turns)))
+    print(f"by skill, after SFT: {by_skill(sft_single)}")
+    print(f"    after other subjects: {by_skill(sft_turns)}")
 
 
 if __name__ == "__main__":

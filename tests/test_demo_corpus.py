@@ -18,6 +18,7 @@ from dataset.demo_text.articles import FACTS
 from dataset.demo_text.facts import answer, held_out_question, statements, training_questions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+QUESTIONS = ("questions.jsonl", "multi_turn_questions.jsonl", "lora_questions.jsonl")
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four
 twenty-five"""
@@ -188,6 +189,9 @@ def test_schema(records):
             assert record["lang"] in ("en", "zh") and all(record.values())
         questions = [record["question"] for record in records[name]]
         assert len(set(questions)) == len(questions)
+    for record in records["multi_turn_questions.jsonl"]:
+        assert set(record) == {"conversations", "question", "answer", "skill", "lang"}
+        _check_conversation(record["conversations"])
     assert all(set(r) == {"prompt", "lang"} for r in records["story_prompts.jsonl"])
     shown = [r["conversations"] for r in records["sft.jsonl"]]
     assert sum(any("tool_calls" in m for m in c) for c in shown) >= 100
@@ -199,16 +203,56 @@ def test_held_out_questions_are_in_no_training_file(folder, records):
     """No held-out question occurs in any training file, not even inside a longer text."""
     names = ("pretrain.jsonl", "sft.jsonl", "lora.jsonl", "dpo.jsonl")
     training = "\n".join((folder / name).read_text("utf-8") for name in names)
-    for name in ("questions.jsonl", "lora_questions.jsonl"):
+    for name in QUESTIONS:
         for record in records[name]:
             question = record["question"]
             assert json.dumps(question, ensure_ascii=False)[1:-1] not in training, question
 
 
+def _changes(conversation) -> tuple[int, int]:
+    """How often a user writes in another language than before, and how often that is answered."""
+    langs = [bool(re.search("[\u4e00-\u9fff。]", m["content"])) for m in conversation]
+    roles = [m["role"] for m in conversation]
+    asked = [lang for lang, role in zip(langs, roles, strict=True) if role == "user"]
+    answered = [lang for lang, role in zip(langs, roles, strict=True) if role == "assistant"]
+    return (
+        sum(a != b for a, b in itertools.pairwise(asked)),
+        sum(a == b for a, b in zip(asked, answered, strict=True)),
+    )
+
+
+def test_conversations_change_their_subject_and_language(records):
+    """Hundreds of conversations change the language, and each answer is in its question's.
+
+    Of the held-out ones each is asked after one to four turns, half of them in another language
+    than the turn before; and none is about what that turn was about.
+    """
+    taught = [
+        r["conversations"] for r in records["sft.jsonl"]
+        if all(m["role"] in ("user", "assistant") and m["content"] for m in r["conversations"])
+    ]  # fmt: skip
+    switching = [c for c in taught if _changes(c)[0]]
+    assert len(switching) >= 250
+    assert all(_changes(c)[1] == len(c) // 2 for c in switching)
+
+    held_out = records["multi_turn_questions.jsonl"]
+    assert len(held_out) >= 80
+    assert {len(r["conversations"]) for r in held_out} == {2, 4, 6, 8}
+    asked_last = []
+    for record in held_out:
+        turns = [*record["conversations"], {"role": "user", "content": record["question"]},
+                 {"role": "assistant", "content": record["answer"]}]  # fmt: skip
+        assert _changes(turns)[1] == len(turns) // 2, record
+        asked_last.append(_changes(turns[-4:])[0])
+        assert turns[-3]["content"] != record["answer"]
+    assert 0.35 < sum(asked_last) / len(asked_last) < 0.65
+    assert {r["skill"] for r in held_out} >= {"identity", "facts", "arithmetic", "opposites"}
+
+
 def test_every_held_out_answer_is_taught_for_other_phrasings(records):
     """The exact answer to every held-out question is an answer of the training conversations."""
     taught = {m["content"] for m in _messages_shown(records) if m["role"] == "assistant"}
-    for name in ("questions.jsonl", "lora_questions.jsonl"):
+    for name in QUESTIONS:
         for record in records[name]:
             if record["skill"] not in ("comparison", "counting"):  # these two are rules
                 assert record["answer"] in taught, record

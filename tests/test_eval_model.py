@@ -129,6 +129,10 @@ def test_a_seed_repeats_an_answer(monkeypatch, capsys, base_folder):
         (["--model", "{base}", "--eval_data", "{tmp}/none.jsonl"], "--eval_data"),
         (["--model", "{base}", "--prompt", "a " * 600], "max_position_embeddings"),
         (["--model", "{base}", "--temperature", "-1"], "--temperature"),
+        (["--model", "{base}", "--temperature", "1e-39"], "expected 0 or 0.001 to 100"),
+        (["--model", "{base}", "--seed", "9" * 20], "--seed"),
+        (["--model", "{base}", "--max_new_tokens", "512"], "--max_new_tokens 512"),
+        (["--model", "{base}", "--eval_data", "x", "--max_seq_len", "513"], "--max_seq_len 513"),
     ],
 )
 def test_mistakes_end_with_status_2(monkeypatch, capsys, base_folder, tmp_path, flags, expected):
@@ -153,6 +157,34 @@ def test_loss_on_held_out_data_ends_with_a_json_line(monkeypatch, capsys, base_f
     nats = result["loss"] * result["tokens"]
     num_bytes = len("The cat sat on the mat.小猫".encode())
     assert result["bits_per_byte"] == pytest.approx(nats / 0.6931471805599453 / num_bytes)
+
+
+def test_extremes_of_sampling_give_an_answer(monkeypatch, capsys, base_folder):
+    """The smallest and largest values that the flags take draw tokens and never fail."""
+    flags = ["--model", base_folder, "--prompt", "The", "--max_new_tokens", "3", "--seed", "1"]
+    for temperature in ("0", "0.001", "100"):
+        for extreme in (
+            ["--top_p", "1e-6"], ["--top_p", "1"], ["--top_k", "1"], ["--top_k", "2147483647"],
+            ["--repetition_penalty", "0.1"], ["--repetition_penalty", "10"],
+        ):  # fmt: skip
+            out = run(monkeypatch, capsys, *flags, "--temperature", temperature, *extreme)
+            assert out.startswith("The")
+
+
+def test_measuring_shows_its_progress(monkeypatch, capsys, base_folder, tmp_path):
+    """--eval_data tells on stderr how many batches there are and how many are done."""
+    data = tmp_path / "held_out.jsonl"
+    data.write_text(json.dumps({"text": "The cat sat on the mat. " * 50}) + "\n")
+    monkeypatch.setattr(sys, "argv", [
+        "eval_model.py", "--model", str(base_folder), "--eval_data", str(data), "--cache_dir",
+        str(tmp_path), "--max_seq_len", "16", "--batch_size", "2",
+    ])  # fmt: skip
+    capsys.readouterr()
+    eval_model.main()
+    shown = capsys.readouterr()
+    rows = -(-json.loads(shown.out.splitlines()[-1])["tokens"] // 16)
+    batches = -(-rows // 2)
+    assert batches > 3 and f"{batches}/{batches}" in shown.err
 
 
 def test_a_chat_computes_each_token_once(monkeypatch, capsys, chat_folder):

@@ -1,5 +1,6 @@
 """The promises that hold for the tree as a whole."""
 
+import hashlib
 import re
 import shlex
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_no_pickle_no_shell_no_remote_code():
     for path in SOURCES:
         found = re.findall(FORBIDDEN, path.read_text(encoding="utf-8"))
         assert not found, f"{path}: {found}"
+
+
+def test_the_licence_is_apache_2():
+    """LICENSE is https://www.apache.org/licenses/LICENSE-2.0.txt to the byte, and is named."""
+    found = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert found == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:

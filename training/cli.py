@@ -20,10 +20,13 @@ from model.hf_format import load_config
 from model.lora import LoRAConfig, default_targets
 from training import run_lock
 from training.distributed import Ranks, shutdown
+from training.terminal import forgive_encodings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOKENIZER = REPOSITORY / "model" / "tokenizer"
 LONG_RUN = 1000  # optimizer steps from which compiling pays on a CPU
+LARGEST_SEED = 2**63 - 1  # that torch's generators take
+SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # smaller ones are denormal, or 0 on a GPU
 
 
 # LMConfig fields that weights loaded from a folder do not decide
@@ -61,11 +64,11 @@ def add_model_flags(parser: argparse.ArgumentParser, of_a_loaded_model: bool = F
     for f in fields(LMConfig):
         if of_a_loaded_model and f.name not in CHANGEABLE:
             continue
-        kind = {"bool": BOOL, "int": {"type": int}, "float": {"type": float}}[f.type]
+        kind = {"bool": BOOL, "int": {"type": at_least(0)}, "float": {"type": in_range(0, 1e12)}}
         base = "--init_from's" if of_a_loaded_model else f"the preset's, else {f.default}"
         text = f"{f.metadata['help']} (default: {base})"
         # argparse.SUPPRESS: the attribute exists only if the flag was given
-        group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind)
+        group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind[f.type])
 
 
 def add_lora_flags(parser: argparse.ArgumentParser, rank: int):
@@ -146,8 +149,9 @@ def add_training_flags(
     text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
     add("--max_steps", type=at_least(0), default=0, help=text)
     text = "rows per micro-batch and process"
-    add("--batch_size", type=at_least(1), default=batch_size, help=text)
-    add("--accumulation_steps", type=at_least(1), default=1, help="micro-batches per step")
+    add("--batch_size", type=at_least(1, 2**20), default=batch_size, help=text)
+    text = "micro-batches per step"
+    add("--accumulation_steps", type=at_least(1, 2**20), default=1, help=text)
     text = "peak, after the warmup"
     add("--learning_rate", type=in_range(0, 10), default=learning_rate, help=text)
     text = "last learning rate as a share of the peak"
@@ -182,7 +186,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--auto_batch", action="store_true", help=text)
     text = "share out parameters, gradients and optimizer state among the ranks (FSDP2)"
     add("--fsdp", action="store_true", help=text)
-    add("--num_workers", type=at_least(0), default=0, help="loader processes per rank")
+    add("--num_workers", type=at_least(0, 1024), default=0, help="loader processes per rank")
     add("--log_interval", type=at_least(1), default=10, help="optimizer steps between log lines")
     add("--eval_interval", type=at_least(1), default=200, help="optimizer steps between held-out")
     add(
@@ -205,7 +209,12 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--cache_dir", type=Path, default=Path("out/cache"), help="folder of tokenised data")
     text = "a broken record: stop before training, or skip and count it"
     add("--on_bad_record", choices=["stop", "skip"], default="stop", help=text)
-    add("--seed", type=at_least(0), default=42, help="of the weights, the data order and dropout")
+    add(
+        "--seed",
+        type=at_least(0, LARGEST_SEED),
+        default=42,
+        help="of the weights, the data order and dropout",
+    )
     add(
         "--use_wandb",
         action="store_true",
@@ -219,24 +228,30 @@ BOOL = {"action": argparse.BooleanOptionalAction}
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """An argparse type: a whole number, not below `low`."""
+def at_least(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """An argparse type: a whole number in [low, high]."""
 
     def whole_number(text: str) -> int:
         if int(text) < low:
             raise argparse.ArgumentTypeError(f"expected at least {low}, got {text}")
+        if int(text) > high:
+            raise argparse.ArgumentTypeError(f"expected at most {high}, got {text}")
         return int(text)
 
     return whole_number
 
 
-def in_range(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number in [low, high]."""
+def in_range(low: float, high: float, or_zero: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number in [low, high] that float32 can hold; or_zero: or 0."""
+    expected = ("0 or " if or_zero else "") + f"{low:g} to {high:g}"
 
     def number(text: str) -> float:
-        if not low <= float(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected {low} to {high}, got {text}")
-        return float(text)
+        value = float(text) + 0.0  # no -0.0
+        if not low <= value <= high and not (or_zero and value == 0):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+        if 0 < abs(value) < SMALLEST_FLOAT:
+            raise argparse.ArgumentTypeError(f"nearer to 0 than float32 can tell: {text}")
+        return value
 
     return number
 
@@ -330,8 +345,10 @@ def run(main: Callable[[], None]):
     """Call a script's main(); a user's mistake ends with one clear line and exit status 2.
 
     A mistake is a ValueError raised by this repository's own code; a ValueError from inside a
-    library is a bug and keeps its traceback, as every other exception does.
+    library is a bug and keeps its traceback, as every other exception does. What the terminal
+    cannot show is written as escapes.
     """
+    forgive_encodings()
     try:
         main()
         shutdown()  # of a run that had nothing to do
@@ -343,11 +360,14 @@ def run(main: Callable[[], None]):
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or that of a CPU's allocator
+        what = str(error).split("DefaultCPUAllocator: ")[-1].split(".")[0]
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in what:
+            raise
         print(
-            f"error: out of memory ({str(error).split('.')[0]}): halve --batch_size and double "
+            f"error: out of memory ({what}): halve --batch_size and double "
             "--accumulation_steps (the same update, but not with --cuda_graphs), or lower "
-            "--max_seq_len",
+            "--max_seq_len, or take a smaller model",
             file=sys.stderr,
         )
         sys.exit(2)

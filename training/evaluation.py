@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.chat import encode_conversation, said_aloud, stop_ids
+from dataset.conversations import BadConversation, to_conversation
 from dataset.readers import read_records
 from dataset.records import Problems
 from dataset.sft import EncodedConversations
@@ -22,7 +23,7 @@ from training.losses import token_cross_entropy
 @torch.no_grad()
 def held_out_loss(
     model, dataset: Dataset, batch_size: int, token_bytes: np.ndarray, ranks: Ranks, autocast,
-    stop=None,
+    stop=None, progress=iter,
 ) -> dict[str, float]:  # fmt: skip
     """Loss over every target of `dataset`, the rows shared among the ranks.
 
@@ -30,6 +31,7 @@ def held_out_loss(
     token_bytes  int32 [vocab], UTF-8 bytes each token stands for (0 for control tokens)
     autocast     a context manager for the forward pass
     stop         a Stopping: when all ranks agree to stop, what was measured so far comes back
+    progress     a function that takes the batches and gives them back, tqdm say
 
     Returns loss (nats per target), bits_per_byte (all nats / ln 2 / the bytes of all targets),
     perplexity and tokens; the same on every rank. The model's train/eval mode is restored.
@@ -39,7 +41,8 @@ def held_out_loss(
     bytes_of = torch.from_numpy(token_bytes.astype(np.float64)).to(ranks.device)
     # nats, targets and bytes: float64, since a float32 sum of millions loses whole tokens
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    for batch in DataLoader(dataset, batch_sampler=shared_batches(len(dataset), batch_size, ranks)):
+    batches = shared_batches(len(dataset), batch_size, ranks)
+    for batch in progress(DataLoader(dataset, batch_sampler=batches)):
         if stop is not None and stop.agree():
             break
         X, Y, loss_mask, *document_ids = (t.to(ranks.device) for t in batch)
@@ -98,8 +101,9 @@ class Question(NamedTuple):
 def read_questions(path: str | Path, tokenizer, chat: bool = True) -> list[Question]:
     """The questions of a file with the fields "question" and "answer".
 
-    chat: each is a user's message; else, for a base model, a line of text to go on from. Raises
-    what `readers.read_records` raises, and DataError where a field is missing or not text.
+    "conversations", where a record has it, holds the turns before the question. chat: what is asked
+    are a user's messages; else, for a base model, lines of text to go on from. Raises what
+    `readers.read_records` raises, and DataError for a record without these fields as text.
     """
     problems, questions = Problems(), []
     for record in read_records(path, "stop", problems, flag="--questions"):
@@ -108,11 +112,19 @@ def read_questions(path: str | Path, tokenizer, chat: bool = True) -> list[Quest
             expected = 'text in the fields "question" and "answer"'
             problems.add(record.path, record.line, expected, ", ".join(record.fields) or "none")
             continue
+        messages, tools = [], None
+        if "conversations" in record.fields:
+            try:
+                messages, tools = to_conversation(record.fields)
+            except BadConversation as bad:
+                problems.add(record.path, record.line, bad.expected, bad.got)
+                continue
+        messages.append({"role": "user", "content": text})
         if chat:
-            message = {"role": "user", "content": text}
-            ids, _ = encode_conversation(tokenizer, [message], add_generation_prompt=True)
+            ids, _ = encode_conversation(tokenizer, messages, tools, add_generation_prompt=True)
         else:
-            ids = tokenizer.encode_text(text + "\n")
+            lines = "".join(message["content"] + "\n" for message in messages)
+            ids = tokenizer.encode_text(lines)
         questions.append(Question(text, answer, ids))
     return questions
 

@@ -3,6 +3,7 @@
 import random
 
 from dataset.demo_text import arithmetic, articles, comparing, facts_en, facts_zh, identity
+from dataset.demo_text.changing import changing_conversations
 from dataset.demo_text.choosing import below, make_rng, pick, shuffled
 from dataset.demo_text.facts import answer, training_questions
 from dataset.demo_text.pretraining import story
@@ -12,13 +13,13 @@ from dataset.demo_text.words_en import Story
 
 # Conversations of each kind and language.
 COUNTS = {
-    "fact": {"en": 1150, "zh": 680},
-    "sum": {"en": 1400, "zh": 700},
-    "comparison": {"en": 440, "zh": 330},
-    "count": {"en": 180, "zh": 130},
-    "identity": {"en": 160, "zh": 140},
+    "fact": {"en": 1020, "zh": 600},
+    "sum": {"en": 1340, "zh": 660},
+    "comparison": {"en": 410, "zh": 300},
+    "count": {"en": 150, "zh": 100},
+    "identity": {"en": 100, "zh": 90},
     "follow_up": {"en": 330, "zh": 220},
-    "chat": {"en": 180, "zh": 120},
+    "chat": {"en": 100, "zh": 70},
     "story": {"en": 110, "zh": 60},
     "system": {"en": 160, "zh": 110},
     "tool": {"en": 90, "zh": 60},
@@ -229,4 +230,5 @@ def sft_conversations(seed: int) -> list[list[dict]]:
         decks = QuestionDecks(rng, lang)
         for kind, counts in COUNTS.items():
             result += [_conversation(kind, rng, decks) for _ in range(counts[lang])]
+    result += changing_conversations(seed)
     return shuffled(make_rng(seed, "order of conversations"), result)

@@ -57,9 +57,11 @@ IDENTITY = {
 # The empty prefix comes first: a question without a prefix is part of every longer one, so it is
 # never held out.
 PREFIXES = {
-    "en": ("", "Hello! ", "Hi! ", "Excuse me. ", "I have a question. ", "Good morning! "),
-    "zh": ("", "你好！", "您好！", "打扰一下。", "我有一个问题。", "早上好！"),
-}
+    "en": (
+        "", "Hello! ", "Hi! ", "Excuse me. ", "I have a question. ", "Hello, ", "Good morning! ",
+    ),
+    "zh": ("", "你好！", "您好！", "打扰一下。", "我有一个问题。", "你好，", "早上好！"),
+}  # fmt: skip
 
 
 def _held_out(known: Known, lang: str, q: int) -> int:
@@ -67,10 +69,15 @@ def _held_out(known: Known, lang: str, q: int) -> int:
     return 1 + (q + len(known.questions[0])) % (len(PREFIXES[lang]) - 1)
 
 
+def _ask(prefix: str, question: str) -> str:
+    """A question behind its prefix; after a comma it goes on in small letters."""
+    return prefix + (question[0].lower() + question[1:] if prefix.endswith(", ") else question)
+
+
 def training_pairs(lang: str) -> list[tuple[str, str]]:
     """Return every (question, answer) about the assistant that training data may contain."""
     return [
-        (prefix + question, known.answer)
+        (_ask(prefix, question), known.answer)
         for known in IDENTITY[lang]
         for q, question in enumerate(known.questions)
         for p, prefix in enumerate(PREFIXES[lang])
@@ -81,7 +88,7 @@ def training_pairs(lang: str) -> list[tuple[str, str]]:
 def held_out_pairs(lang: str) -> list[tuple[str, str]]:
     """Return the (question, answer) pairs that no training file may contain."""
     return [
-        (PREFIXES[lang][_held_out(known, lang, q)] + question, known.answer)
+        (_ask(PREFIXES[lang][_held_out(known, lang, q)], question), known.answer)
         for known in IDENTITY[lang]
         for q, question in enumerate(known.questions)
     ]

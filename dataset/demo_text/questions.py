@@ -76,43 +76,38 @@ class Question(NamedTuple):
     lang: str
 
 
+# How many held-out questions of each kind, a kind being one or several skills.
+COUNTS = {
+    ("facts", "order"): {"en": 72, "zh": 48},
+    ("opposites",): {"en": 20, "zh": 14},
+    ("arithmetic",): {"en": 30, "zh": 14},
+    ("comparison",): {"en": 14, "zh": 10},
+    ("counting",): {"en": 6, "zh": 4},
+    ("identity",): {"en": 6, "zh": 4},
+}
+
+
+def all_held_out(lang: str) -> list[Question]:
+    """Return every question of a language that no training file may contain."""
+    pairs = [(held_out_question(f), answer(f), f.relation.skill) for f in articles.FACTS[lang]]
+    pairs += [
+        (arithmetic.held_out_question(e, lang), arithmetic.answer(e, lang), "arithmetic")
+        for e in arithmetic.EQUATIONS
+    ]
+    pairs += [(*comparing.held_out_pair(p, lang), "comparison") for p in comparing.PAIRS]
+    pairs += [
+        (comparing.count_held_out_question(c, lang), comparing.count_answer(c, lang), "counting")
+        for c in comparing.COUNTS
+    ]
+    pairs += [(*pair, "identity") for pair in identity.held_out_pairs(lang)]
+    return [Question(*pair, lang) for pair in pairs]
+
+
 def held_out_questions(rng: random.Random) -> list[Question]:
     """Return the questions of `questions.jsonl`: a sample of every skill in both languages."""
     chosen: list[Question] = []
-    for lang, facts, opposites, sums, pairs, counts, me in (
-        ("en", 72, 20, 30, 14, 6, 6),
-        ("zh", 48, 14, 14, 10, 4, 4),
-    ):
-        known = [
-            Question(held_out_question(f), answer(f), f.relation.skill, lang)
-            for f in articles.FACTS[lang]
-        ]
-        chosen += pick_several(rng, [q for q in known if q.skill != "opposites"], facts)
-        chosen += pick_several(rng, [q for q in known if q.skill == "opposites"], opposites)
-        chosen += [
-            Question(
-                arithmetic.held_out_question(e, lang),
-                arithmetic.answer(e, lang),
-                "arithmetic",
-                lang,
-            )
-            for e in pick_several(rng, arithmetic.EQUATIONS, sums)
-        ]
-        chosen += [
-            Question(*comparing.held_out_pair(p, lang), "comparison", lang)
-            for p in pick_several(rng, comparing.PAIRS, pairs)
-        ]
-        chosen += [
-            Question(
-                comparing.count_held_out_question(c, lang),
-                comparing.count_answer(c, lang),
-                "counting",
-                lang,
-            )
-            for c in pick_several(rng, comparing.COUNTS, counts)
-        ]
-        chosen += [
-            Question(question, reply, "identity", lang)
-            for question, reply in pick_several(rng, identity.held_out_pairs(lang), me)
-        ]
+    for lang in ("en", "zh"):
+        known = all_held_out(lang)
+        for skills, counts in COUNTS.items():
+            chosen += pick_several(rng, [q for q in known if q.skill in skills], counts[lang])
     return chosen
