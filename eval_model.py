@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dataset.chat import IM_END, encode_conversation
+from dataset.chat import can_think, encode_conversation, parse_answer, stop_ids
 from dataset.packing import whole_stream
 from dataset.pretrain import PretrainDataset
 from dataset.token_cache import cached_tokens
@@ -51,6 +51,7 @@ def parse_args():
     add("--lora", type=Path, nargs="+", default=[], help=text)
     add("--prompt", default=None, help="answer this and leave")
     add("--eval_data", default=None, help="data file to measure the loss on")
+    add("--text_field", default="text", help="field that holds the text, for --eval_data")
     add("--system", default=None, help="system prompt of the chat")
     add("--thinking", **cli.BOOL, default=False, help="let a chat model think before it answers")
     text = "0 takes the likeliest token"
@@ -79,24 +80,24 @@ def parse_args():
 
 
 def answer(
-    model: MiniMindLM, tokenizer: Tokenizer, ids: list[int], stop_ids, args, known=None
-) -> str:
-    """Print the model's answer to `ids` while it is made, and return it.
+    model: MiniMindLM, tokenizer: Tokenizer, ids: list[int], ends: set[int], args, known=None
+) -> list[int]:
+    """Print the model's answer to `ids` while it is made, and return its ids.
 
     known: a PromptCache with the conversation so far.
     """
-    decoder, text = tokenizer.stream_decoder(), ""
+    decoder, said = tokenizer.stream_decoder(), []
     tokens = generate(
-        model, ids, args.max_new_tokens, stop_ids, args.seed, known, args.compile,
+        model, ids, args.max_new_tokens, ends, args.seed, known, args.compile,
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
         repetition_penalty=args.repetition_penalty,
     )  # fmt: skip
     for token in tokens:
-        piece = decoder.flush() if token in stop_ids else decoder.decode([token])
-        text += piece
+        said.append(token)
+        piece = decoder.flush() if token in ends else decoder.decode([token])
         print(piece, end="", flush=True)
     print(decoder.flush())
-    return text
+    return said
 
 
 def chat_ids(model: MiniMindLM, tokenizer: Tokenizer, messages: list[dict], args) -> list[int]:
@@ -121,7 +122,7 @@ def switch_adapter(model: MiniMindLM, adapter: Path | None, args):
         lora.load_adapter(model, adapter, weights_sha256(model_folder(args.model, "--model")))
 
 
-def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], adapters: dict, args):
+def chat(model: MiniMindLM, tokenizer: Tokenizer, ends: set[int], adapters: dict, args):
     """Talk in the terminal until /exit. A base model continues each line by itself."""
     is_chat = tokenizer.chat_template is not None
     kind = "a chat model" if is_chat else "a base model: it continues what you write"
@@ -173,9 +174,9 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, stop_ids: set[int], adapters: 
             if is_chat:
                 ids = chat_ids(model, tokenizer, messages, args)
             else:
-                ids = [tokenizer.eos_id, *tokenizer.encode_text(messages[-1]["content"])]
-            text = answer(fast, tokenizer, ids, stop_ids, args, known)
-            messages.append({"role": "assistant", "content": text})
+                ids = tokenizer.encode_text(messages[-1]["content"])
+            said = answer(fast, tokenizer, ids, ends, args, known)
+            messages.append(parse_answer(tokenizer, said))
         except KeyboardInterrupt:  # Ctrl-C ends the answer, not the chat
             print("\n(stopped)")
             messages.pop()
@@ -192,7 +193,9 @@ def measure(model: MiniMindLM, tokenizer: Tokenizer, ranks, args):
             f"--max_seq_len {args.max_seq_len}: the model's context is {context} tokens "
             "(--yarn_factor stretches it)"
         )
-    data = cached_tokens(args.eval_data, tokenizer, args.cache_dir, flag="--eval_data")
+    data = cached_tokens(
+        args.eval_data, tokenizer, args.cache_dir, flag="--eval_data", text_field=args.text_field
+    )
     rows = PretrainDataset(whole_stream([data]), args.max_seq_len)
     autocast = torch.autocast(ranks.device.type, enabled=False)
     # on a terminal a bar, in a log a line now and then
@@ -251,17 +254,17 @@ def main():
             model = for_decoding(model, int8=True)
         return measure(model, tokenizer, ranks, args)
 
-    stop_ids = {tokenizer.eos_id}
+    ends = set(stop_ids(tokenizer))
     generation = folder / "generation_config.json"
     if generation.is_file():
-        ends = read_json(generation).get("eos_token_id", [])
-        stop_ids |= set(ends if isinstance(ends, list) else [ends])
-    if tokenizer.chat_template is not None:
-        stop_ids.add(tokenizer.control_id(IM_END))
+        named = read_json(generation).get("eos_token_id", [])
+        ends |= set(named if isinstance(named, list) else [named])
+    if args.thinking and not can_think(tokenizer):
+        raise ValueError(f"--thinking: {folder} was not taught to think (its chat template says)")
     if args.prompt is None:
-        return chat(model, tokenizer, stop_ids, adapters, args)
+        return chat(model, tokenizer, ends, adapters, args)
     if tokenizer.chat_template is None:  # a base model: raw continuation, the prompt shown first
-        ids = [tokenizer.eos_id, *tokenizer.encode_text(args.prompt)]
+        ids = tokenizer.encode_text(args.prompt)
         print(args.prompt, end="", flush=True)
     else:
         messages = [{"role": "user", "content": args.prompt}]
@@ -269,7 +272,7 @@ def main():
             messages.insert(0, {"role": "system", "content": args.system})
         ids = chat_ids(model, tokenizer, messages, args)
     model = for_decoding(model, args.quantize == "int8")
-    answer(model, tokenizer, ids, stop_ids, args)
+    answer(model, tokenizer, ids, ends, args)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dataset.chat import IM_END
+from dataset.chat import choose_template, stop_ids
 from dataset.demo import write_demo
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.dpo import DPODataset, EncodedPairs
+from dataset.pairs import read_pairs
+from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.tokenizer import load_tokenizer
 from model import lora
-from model.hf_format import load_model, save_model, weights_sha256
+from model.hf_format import inherited, load_model, save_model
 from training import checkpoint, cli
 from training.distributed import (
     building_device,
@@ -43,6 +45,7 @@ from training.optimizers import build_optimizer, skip_unless_finite
 from training.reference import pair_log_probs, reference_log_probs
 from training.run_log import RunLog
 from training.speed import flops_per_token
+from training.start import DEMO_DATA, begin, first_state
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
@@ -50,6 +53,10 @@ METRICS = (
     "loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_log_prob",
     "rejected_log_prob",
 )  # fmt: skip
+
+
+# flags that belong to one loss alone
+OF_A_LOSS = {"sigmoid": (), "ipo": (), "robust": ("label_smoothing",), "simpo": ("simpo_gamma",)}
 
 
 def preference_loss(policy, reference, lengths, args):
@@ -130,17 +137,21 @@ def main():
 
     # (4) the model, which is still the reference
     is_lora = args.lora_rank > 0
-    expected = None if is_lora else config
-    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, expected)
-    base_sha256 = weights_sha256(args.init_from)
     adapter = cli.build_lora(args, config) if is_lora else None
+    # what needs no data is checked first
+    loss_flags = {name: getattr(args, name) for name in ("loss", "beta", *OF_A_LOSS[args.loss])}
+    resumed_from, identity = begin(args, ranks, config, adapter, **loss_flags)
+    if identity is None:  # the run has all its steps
+        return
+    base_sha256 = identity["base_sha256"]
+    base = inherited(args.init_from)
     home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
 
     def build(checkpoint_folder: Path | None):
         """The base, with an adapter that adds nothing yet if there is one; or a checkpoint's."""
-        model = load_model(
-            args.init_from if is_lora else checkpoint_folder or args.init_from, home, config=config
-        )
+        saved = None if is_lora else checkpoint_folder
+        exact = checkpoint.exact_weights(saved)
+        model = load_model(saved or args.init_from, home, config=config, weights_file=exact)
         if is_lora:
             torch.manual_seed(args.seed)  # the same first adapters on every rank
             lora.attach(model, adapter)
@@ -156,11 +167,14 @@ def main():
     # (5) the dataset: both answers of a pair in one row, and what the reference says of them
     data_path = args.data_path
     if data_path is None:
-        demo = write_demo("out/demo_data")
+        demo = write_demo(DEMO_DATA)
         data_path, args.questions = [demo["dpo.jsonl"]], args.questions or demo["questions.jsonl"]
-    encoded = EncodedPairs(read_pairs(data_path, args.on_bad_record), tokenizer, args.max_seq_len)
+    choose_template(tokenizer, read_pairs(data_path, args.on_bad_record))
+    problems = Problems()
+    pairs = read_pairs(data_path, args.on_bad_record, problems=problems)
+    encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)
     if args.val_data_path:
-        pairs = read_pairs(args.val_data_path, args.on_bad_record, flag="--val_data_path")
+        pairs = read_pairs(args.val_data_path, args.on_bad_record, "--val_data_path", problems)
         val_encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)
     else:
         encoded, val_encoded = encoded.split(args.val_fraction)
@@ -206,30 +220,19 @@ def main():
         wrapped = DistributedDataParallel(compiled)
 
     # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
-    identity = {
-        "data_fingerprint": dataset.fingerprint,
-        "rows_per_update": sampler.rows_per_update,
-        "optimizer": args.optimizer,
-        "seed": args.seed,
-        "base_sha256": base_sha256,
-        "loss": args.loss,
-        "beta": args.beta,
-        **(adapter.to_dict() if adapter else {}),
-    }
-    state = {"step": 0, "pairs": 0, "metrics_lines": 0, "eval_due": False}
-    state |= {"best_val_loss": None, "best_step": None}
-    if resumed_from:
-        state |= checkpoint.resume(resumed_from, identity, model, optimizer, scaler, args)
-    elif args.overwrite and ranks.is_main:
-        checkpoint.clear_run(args.out_dir)
-    if ranks.is_main:
-        cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+    identity["data_fingerprint"] = dataset.fingerprint
+    state = first_state(
+        resumed_from, identity, total_steps, model, optimizer, scaler, args, ranks,
+        eval_due=val_dataset is not None,
+    )  # fmt: skip
+    if state is None:
+        return
 
     def write_model(folder: Path, weights: dict):
         if adapter:
             lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
         else:
-            save_model(model, folder, [tokenizer.control_id(IM_END), tokenizer.eos_id], weights)
+            save_model(model, folder, stop_ids(tokenizer), weights, base)
         tokenizer.save(folder, chat_template=True)
 
     positions = sampler.rows_per_update * args.max_seq_len  # of an update
@@ -242,6 +245,8 @@ def main():
         f"{str(dtype).removeprefix('torch.')}"
     )
     log.say(f"data: {dataset.summary()}")
+    for line in problems.lines():
+        log.say(line)
     if resumed_from:
         log.say(f"going on from {resumed_from}")
 
@@ -251,18 +256,12 @@ def main():
         val_lengths = val_dataset.answer_lengths.to(device)
         _, values = preference_loss(policy, val_reference, val_lengths, args)
         values = {f"val_{k}": v for k, v in zip(METRICS, values.mean(0).tolist())}
-        val_loss = values["val_loss"]
         if questions and (ranks.is_main or args.fsdp):
             answers = ask(model, tokenizer, questions, stop=None if args.fsdp else stop)
             values["exact_match"] = exact_match(questions, answers)
         if stop.agree():
             return
-        log.metrics(state["step"], **values)
-        log.plot()
-        state["eval_due"] = False
-        if state["best_val_loss"] is None or val_loss < state["best_val_loss"]:
-            state.update(best_val_loss=val_loss, best_step=state["step"])
-        log.pause_clock()
+        log.held_out(state, values.pop("val_loss"), **values)
 
     watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
     writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
@@ -273,6 +272,8 @@ def main():
     # (10) for every epoch, for every batch
     step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
+        if stop.agreed:
+            break
         watch.settle()  # while the sampler still knows the rows of the epoch before
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
         update_metrics = torch.zeros(len(METRICS), device=device)
@@ -328,14 +329,14 @@ def main():
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            watch.note(step, means[0], grad_norm, scaler.is_enabled())
+            watch.note(step, means, grad_norm, scaler.is_enabled())
             step += 1
             state["pairs"] += update_pairs
             log.step(update_pairs)
 
             # (18) print and log to wandb unless it was skipped, measure the held-out loss
             if (step % args.log_interval == 0 or step == total_steps) and watch.settle():
-                values = dict(zip(METRICS, means.tolist()))
+                values = dict(zip(METRICS, watch.means()))  # since the last line
                 values |= {"lr": lr, "grad_norm": grad_norm.item()}
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
@@ -356,8 +357,6 @@ def main():
                 log.pause_clock()
             if stopping:
                 break
-        if stop.agreed:
-            break
 
     writer.close()
     log.end(step, stop.agreed)

@@ -14,13 +14,15 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from dataset.chat import choose_template
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
+from dataset.records import Problems
 from dataset.sampler import UpdateSampler
 from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
 from dataset.tokenizer import load_tokenizer
 from model import lora
-from model.hf_format import load_model, weights_sha256
+from model.hf_format import load_model
 from training import checkpoint, cli
 from training.distributed import (
     building_device,
@@ -40,6 +42,7 @@ from training.memory import fit_memory
 from training.optimizers import build_optimizer, skip_unless_finite
 from training.run_log import RunLog
 from training.speed import flops_per_token
+from training.start import DEMO_DATA, begin, first_state
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
@@ -86,10 +89,12 @@ def main():
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     # (4) the model: the base, frozen, and adapters: resumed or new
-    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite)
-    base_sha256 = weights_sha256(args.init_from)
-    model = load_model(args.init_from, building_device(ranks, args.fsdp), config=config)
     adapter = cli.build_lora(args, config)
+    resumed_from, identity = begin(args, ranks, config, adapter)  # needs no data
+    if identity is None:  # the run has all its steps
+        return
+    base_sha256 = identity["base_sha256"]
+    model = load_model(args.init_from, building_device(ranks, args.fsdp), config=config)
     torch.manual_seed(args.seed)  # the same first adapters on every rank
     lora.attach(model, adapter)
     if resumed_from:
@@ -103,21 +108,23 @@ def main():
     # (5) the dataset: conversations encoded with their masks, packed whole into rows
     data_path = args.data_path
     if data_path is None:
-        demo = write_demo("out/demo_data")
+        demo = write_demo(DEMO_DATA)
         data_path = [demo["lora.jsonl"]]
         args.questions = args.questions or demo["lora_questions.jsonl"]
-    conversations = read_conversations(data_path, args.on_bad_record)
+    choose_template(tokenizer, read_conversations(data_path, args.on_bad_record))
+    problems = Problems()
+    conversations = read_conversations(data_path, args.on_bad_record, problems)
     encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     if args.val_data_path:
         conversations = read_conversations(
-            args.val_data_path, args.on_bad_record, flag="--val_data_path"
+            args.val_data_path, args.on_bad_record, problems, flag="--val_data_path"
         )
         val_encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)
     else:
         encoded, val_encoded = encoded.split(args.val_fraction)
     repeats = None
     if args.data_weights:
-        repeats = repeats_by_weight(encoded.sources, cli.paired(data_path, args.data_weights))
+        repeats = repeats_by_weight(encoded, cli.paired(data_path, args.data_weights))
     dataset = SFTDataset(encoded, args.max_seq_len, args.packing, repeats)
     val_dataset = SFTDataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
     model.documents_per_row = max(d.documents_per_row for d in (dataset, val_dataset) if d)
@@ -150,22 +157,13 @@ def main():
         wrapped = DistributedDataParallel(compiled)
 
     # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
-    identity = {
-        "data_fingerprint": dataset.fingerprint,
-        "rows_per_update": sampler.rows_per_update,
-        "optimizer": args.optimizer,
-        "seed": args.seed,
-        "base_sha256": base_sha256,
-        **adapter.to_dict(),
-    }
-    state = {"step": 0, "tokens": 0, "metrics_lines": 0, "eval_due": False}
-    state |= {"best_val_loss": None, "best_step": None}
-    if resumed_from:
-        state |= checkpoint.resume(resumed_from, identity, model, optimizer, scaler, args)
-    elif args.overwrite and ranks.is_main:
-        checkpoint.clear_run(args.out_dir)
-    if ranks.is_main:
-        cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+    identity["data_fingerprint"] = dataset.fingerprint
+    state = first_state(
+        resumed_from, identity, total_steps, model, optimizer, scaler, args, ranks,
+        eval_due=val_dataset is not None,
+    )  # fmt: skip
+    if state is None:
+        return
 
     def write_model(folder: Path, weights: dict):
         lora.save_adapter(model, adapter, folder, args.init_from, base_sha256, weights)
@@ -181,6 +179,8 @@ def main():
         f"{str(dtype).removeprefix('torch.')}"
     )
     log.say(f"data: {dataset.summary()}")
+    for line in problems.lines():
+        log.say(line)
     if resumed_from:
         log.say(f"going on from {resumed_from}")
 
@@ -194,17 +194,12 @@ def main():
             answers = ask(model, tokenizer, questions, stop=None if args.fsdp else stop)
         if stop.agree():
             return
-        values = {"val_loss": result["loss"]}
+        values = {}
         if args.questions and ranks.is_main:
             values["exact_match"] = exact_match(questions, answers)
-        log.metrics(state["step"], **values)
+        log.held_out(state, result["loss"], **values)
         for question, answer in list(zip(questions, answers))[:3]:
             log.say(f"    {question.text} ⟶ {' '.join(answer.split())}")
-        log.plot()
-        state["eval_due"] = False
-        if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
-            state.update(best_val_loss=result["loss"], best_step=state["step"])
-        log.pause_clock()
 
     watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
     writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
@@ -215,6 +210,8 @@ def main():
     # (10) for every epoch, for every batch
     step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
+        if stop.agreed:
+            break
         watch.settle()  # while the sampler still knows the rows of the epoch before
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
         update_metrics = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
@@ -266,16 +263,17 @@ def main():
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            watch.note(step, means[0], grad_norm, scaler.is_enabled())
+            watch.note(step, means, grad_norm, scaler.is_enabled())
             step += 1
             state["tokens"] += update_tokens
             log.step(update_tokens)
 
             # (18) print and log to wandb unless it was skipped, measure the held-out loss
             if (step % args.log_interval == 0 or step == total_steps) and watch.settle():
-                values = {"loss": means[0].item(), "lr": lr, "grad_norm": grad_norm.item()}
+                mean_loss, mean_aux_loss = watch.means()  # since the last line
+                values = {"loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
                 if config.use_moe:
-                    values["aux_loss"] = means[1].item()
+                    values["aux_loss"] = mean_aux_loss
                     values["max_expert_load"] = model.expert_load.max().item()
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
@@ -296,8 +294,6 @@ def main():
                 log.pause_clock()
             if stopping:
                 break
-        if stop.agreed:
-            break
 
     writer.close()
     log.end(step, stop.agreed)

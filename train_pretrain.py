@@ -22,7 +22,7 @@ from dataset.pretrain import PretrainDataset
 from dataset.sampler import UpdateSampler
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import load_tokenizer
-from model.hf_format import load_model, save_model
+from model.hf_format import inherited, load_model, save_model
 from model.model import MiniMindLM
 from training import checkpoint, cli
 from training.distributed import (
@@ -44,6 +44,7 @@ from training.memory import fit_memory
 from training.optimizers import build_optimizer, skip_unless_finite
 from training.run_log import RunLog
 from training.speed import flops_per_token
+from training.start import DEMO_DATA, begin, first_state
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
@@ -53,14 +54,15 @@ def parse_args():
     cli.add_model_flags(parser)  # --preset and one flag for every LMConfig field
 
     add = parser.add_argument_group("data").add_argument
-    text = "one or several files: jsonl, json, txt, csv, parquet, also .gz; None: the demo corpus"
+    text = "jsonl, json, txt, csv, parquet, arrow files, also .gz, .zst; None: the demo corpus"
     add("--data_path", nargs="+", default=None, help=text)
     add("--val_data_path", nargs="+", default=None, help="held-out files, in place of a fraction")
+    add("--text_field", default="text", help="field of the records that holds the text")
     text = "share of the documents held out for evaluation"
     add("--val_fraction", type=cli.in_range(0, 0.5), default=0.01, help=text)
     text = "model folder or run to start from; None: random weights"
     add("--init_from", type=Path, default=None, help=text)
-    text = "tokenizer folder; None: --init_from's, else model/tokenizer"
+    text = "tokenizer folder; None: --init_from's, else this repository's model/tokenizer"
     add("--tokenizer", type=Path, default=None, help=text)
     add("--max_seq_len", type=cli.at_least(1), default=256, help="tokens per row")
 
@@ -73,7 +75,7 @@ def main():
     args = parse_args()
     if args.init_from is not None:
         args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
-    tokenizer = load_tokenizer(args.tokenizer or args.init_from or "model/tokenizer")
+    tokenizer = load_tokenizer(args.tokenizer or args.init_from or cli.TOKENIZER)
 
     # (2) the architecture
     config = cli.build_config(args, tokenizer.vocab_size)
@@ -86,11 +88,15 @@ def main():
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     # (4) the model: resumed, loaded, or new
-    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite, config)
+    resumed_from, identity = begin(args, ranks, config)  # what needs no data is checked first
+    if identity is None:  # the run has all its steps
+        return
     torch.manual_seed(args.seed)  # the same first weights on every rank
     home = building_device(ranks, args.fsdp)  # the CPU; with --fsdp the first rank's alone
+    base = inherited(args.init_from) if args.init_from else None
     if resumed_from or args.init_from:
-        model = load_model(resumed_from or args.init_from, home, config=config)
+        exact = checkpoint.exact_weights(resumed_from)
+        model = load_model(resumed_from or args.init_from, home, config=config, weights_file=exact)
     else:
         with home:
             model = MiniMindLM(config)
@@ -104,16 +110,19 @@ def main():
     with local_main_first(ranks):
         cached = partial(
             cached_tokens, tokenizer=tokenizer, cache_dir=args.cache_dir,
-            on_bad_record=args.on_bad_record,
+            on_bad_record=args.on_bad_record, text_field=args.text_field,
         )  # fmt: skip
-        data_path = args.data_path or [write_demo("out/demo_data")["pretrain.jsonl"]]
+        data_path = args.data_path or [write_demo(DEMO_DATA)["pretrain.jsonl"]]
         files = [cached(path) for path in data_path]
         val_files = [cached(path, flag="--val_data_path") for path in args.val_data_path or []]
     if val_files:
         stream, val_stream = whole_stream(files), whole_stream(val_files)
     else:
         stream, val_stream = split_documents(files, args.val_fraction)
-    dataset = PretrainDataset(stream, args.max_seq_len)
+    data_before = checkpoint.recorded(resumed_from, "data_fingerprint")
+    dataset = PretrainDataset(
+        stream, args.max_seq_len, documents_first=True, going_on_from=data_before
+    )
     val_dataset = PretrainDataset(val_stream, args.max_seq_len) if val_stream else None
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
@@ -140,23 +149,16 @@ def main():
         wrapped = DistributedDataParallel(compiled)
 
     # what a checkpoint must agree on to be continued, and what a run remembers beside its weights
-    identity = {
-        "data_fingerprint": dataset.fingerprint,
-        "rows_per_update": sampler.rows_per_update,
-        "optimizer": args.optimizer,
-        "seed": args.seed,
-    }
-    state = {"step": 0, "tokens": 0, "metrics_lines": 0, "eval_due": False}
-    state |= {"best_val_loss": None, "best_step": None}
-    if resumed_from:
-        state |= checkpoint.resume(resumed_from, identity, model, optimizer, scaler, args)
-    elif args.overwrite and ranks.is_main:
-        checkpoint.clear_run(args.out_dir)
-    if ranks.is_main:
-        cli.write_args(args.out_dir, args, config=config.to_dict(), **identity)
+    identity["data_fingerprint"] = dataset.fingerprint
+    state = first_state(
+        resumed_from, identity, total_steps, model, optimizer, scaler, args, ranks,
+        eval_due=val_dataset is not None,
+    )  # fmt: skip
+    if state is None:
+        return
 
     def write_model(folder: Path, weights: dict):
-        save_model(model, folder, tokenizer.eos_id, weights)
+        save_model(model, folder, tokenizer.eos_id, weights, base)
         tokenizer.save(folder, chat_template=False)  # a base model does not chat
 
     positions = sampler.rows_per_update * args.max_seq_len  # of an update
@@ -181,15 +183,8 @@ def main():
             shown = continue_text(model, tokenizer, opening, 60, args.seed)
         if stop.agree():
             return
-        log.metrics(
-            state["step"], val_loss=result["loss"], val_bits_per_byte=result["bits_per_byte"]
-        )
+        log.held_out(state, result["loss"], val_bits_per_byte=result["bits_per_byte"])
         log.say(f"    {shown}")
-        log.plot()
-        state["eval_due"] = False
-        if state["best_val_loss"] is None or result["loss"] < state["best_val_loss"]:
-            state.update(best_val_loss=result["loss"], best_step=state["step"])
-        log.pause_clock()
 
     watch = LossWatch(args.max_bad_steps, state, log, dataset, sampler)
     writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
@@ -200,6 +195,8 @@ def main():
     # (10) for every epoch, for every batch
     step = state["step"]
     for epoch in range(step // sampler.updates_per_epoch, epochs):
+        if stop.agreed:
+            break
         watch.settle()  # while the sampler still knows the rows of the epoch before
         sampler.set_position(epoch, first_update=step % sampler.updates_per_epoch)
         update_metrics = torch.zeros(2, device=device)  # cross-entropy, auxiliary loss
@@ -251,16 +248,17 @@ def main():
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            watch.note(step, means[0], grad_norm, scaler.is_enabled())
+            watch.note(step, means, grad_norm, scaler.is_enabled())
             step += 1
             state["tokens"] += update_tokens
             log.step(update_tokens)
 
             # (18) print and log to wandb unless it was skipped, measure the held-out loss
             if (step % args.log_interval == 0 or step == total_steps) and watch.settle():
-                values = {"loss": means[0].item(), "lr": lr, "grad_norm": grad_norm.item()}
+                mean_loss, mean_aux_loss = watch.means()  # since the last line
+                values = {"loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
                 if config.use_moe:
-                    values["aux_loss"] = means[1].item()
+                    values["aux_loss"] = mean_aux_loss
                     values["max_expert_load"] = model.expert_load.max().item()
                 if scaler.is_enabled():
                     values["loss_scale"] = scaler.get_scale()
@@ -281,8 +279,6 @@ def main():
                 log.pause_clock()
             if stopping:
                 break
-        if stop.agreed:
-            break
 
     writer.close()
     log.end(step, stop.agreed)

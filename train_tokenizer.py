@@ -11,15 +11,15 @@ The order of the entries: 16 control tokens, the 256 bytes, then what merging ad
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dataset import conversations, pairs
 from dataset.readers import read_records
-from dataset.tokenizer import END_OF_TEXT, LARGEST_ID, load_tokenizer
+from dataset.tokenizer import END_OF_TEXT, LARGEST_ID, MODEL_INPUTS, load_tokenizer
 from training.terminal import forgive_encodings
 
 # Qwen2's pattern, which GGUF tools know by name: words with the space or sign before them, single
@@ -39,7 +39,6 @@ CONTROL_TOKENS = SPECIAL + TAGS + RESERVED
 # a limit the sentences that a corpus repeats would become entries.
 LONGEST_TOKEN = 16
 LARGEST_VOCABULARY = LARGEST_ID + 1  # that the scripts load
-TEMPLATE = Path(__file__).parent / "model" / "tokenizer" / "chat_template.jinja"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -52,6 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--vocab_size", type=int, default=6400, help="entries, control tokens included")
     add("--min_frequency", type=int, default=2, help="occurrences a pair needs to be merged")
     add("--max_bytes_per_file", type=int, help="bytes of text used, spread evenly (default: all)")
+    add("--text_field", default="text", help="field that holds the text of records for pretraining")
     add("--on_bad_record", choices=["stop", "skip"], default="stop", help="what to do about one")
     args = parser.parse_args(argv)
     smallest = len(CONTROL_TOKENS) + 256
@@ -82,23 +82,24 @@ def strings_in(value: object) -> Iterator[str]:
                 yield from strings_in(item)
 
 
-def texts_of(path: str, on_bad_record: str) -> Iterator[str]:
+def texts_of(path: str, on_bad_record: str, text_field: str = "text") -> Iterator[str]:
     """Every string of a data file that a model would be trained on."""
-    fields = ("text", "conversations", "messages", "prompt", "chosen", "rejected")
-    fields += ("instruction", "input", "output", "system", "history", "tools")
-    for record in read_records(path, on_bad_record):
+    fields = list(dict.fromkeys([text_field, "text", *conversations.FIELDS, *pairs.FIELDS]))
+    for record in read_records(path, on_bad_record, wanted=fields):
         for name in fields:
             yield from strings_in(record.fields.get(name))
 
 
-def sample(path: str, on_bad_record: str, max_bytes: int | None) -> list[str]:
+def sample(
+    path: str, on_bad_record: str, max_bytes: int | None, text_field: str = "text"
+) -> list[str]:
     """The texts of a file, or about max_bytes of them taken evenly from all of it."""
     if max_bytes is None:
-        return list(texts_of(path, on_bad_record))
-    total = sum(len(text.encode()) for text in texts_of(path, on_bad_record))
+        return list(texts_of(path, on_bad_record, text_field))
+    total = sum(len(text.encode()) for text in texts_of(path, on_bad_record, text_field))
     share = min(1, max_bytes / max(1, total))
     kept, seen, kept_bytes = [], 0, 0
-    for text in texts_of(path, on_bad_record):
+    for text in texts_of(path, on_bad_record, text_field):
         size = len(text.encode())
         seen += size
         if kept_bytes + size / 2 <= seen * share:  # behind its share: take this one
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     texts = {}
     for path in args.data_path:
-        texts[path] = sample(path, args.on_bad_record, args.max_bytes_per_file)
+        texts[path] = sample(path, args.on_bad_record, args.max_bytes_per_file, args.text_field)
         if not texts[path]:
             raise ValueError(f"--data_path: no text in {path}")
 
@@ -154,12 +155,11 @@ def main(argv: list[str] | None = None) -> None:
         "eos_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
         "additional_special_tokens": SPECIAL[1:],
+        "model_input_names": MODEL_INPUTS,
         "model_max_length": 32768,
         "clean_up_tokenization_spaces": False,
     }
     (out_dir / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if TEMPLATE.is_file() and TEMPLATE.parent.resolve() != out_dir.resolve():
-        shutil.copyfile(TEMPLATE, out_dir / TEMPLATE.name)
 
     saved = load_tokenizer(out_dir)
     print(f"{saved.vocab_size} entries, saved in {out_dir}")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.bench_generate import in_turns
-from dataset.chat import IM_END, encode_conversation
+from dataset.chat import encode_conversation, stop_ids
 from dataset.conversations import read_conversations
 from dataset.readers import read_texts
 from dataset.tokenizer import load_tokenizer
@@ -73,7 +73,7 @@ def prompts_for(tokenizer, args) -> list[list[int]]:
     if tokenizer.chat_template is None:
         texts = [text for text, _ in read_texts(args.texts)]
         chosen = texts[:: max(1, len(texts) // args.prompts)][: args.prompts]
-        return [[tokenizer.eos_id, *tokenizer.encode_text(text)[:16]] for text in chosen]
+        return [tokenizer.encode_text(text)[:16] for text in chosen]
     chats = list(read_conversations([args.chats], "skip"))
     chosen = chats[:: max(1, len(chats) // args.prompts)][: args.prompts]
     first = [[m for m in chat.messages[:2] if m["role"] != "assistant"] for chat in chosen]
@@ -107,9 +107,7 @@ def main():
         tokenizer = load_tokenizer(folder)
         model = for_decoding(load_model(folder, "cpu", torch.float32))
         prompts = prompts_for(tokenizer, args)
-        stops = {tokenizer.eos_id}
-        if tokenizer.chat_template is not None:
-            stops.add(tokenizer.control_id(IM_END))
+        stops = set(stop_ids(tokenizer))
         cost = cost_of_checking(model, prompts[0] * 4, args)
         for temperature in args.temperature:
             tokens = steps = guessed = 0

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_train.py                                     # preset small, rows of 512
     python benchmarks/bench_train.py --preset base --seq_len 1024 --batch_size 32     # on a GPU
-    python benchmarks/bench_train.py --moe                # 4 experts, top-1, against a dense model
+    python benchmarks/bench_train.py --moe                # 8 experts, top-2, against a dense model
     python benchmarks/bench_train.py --sft chats.jsonl --seq_len 768     # packed against padded
     python benchmarks/bench_train.py --suite --sft chats.jsonl           # all three
 
@@ -84,7 +84,7 @@ def parse_args():
     add("--compile", **cli.BOOL, default=True, help="compile our step")
     text = "in pretraining, ours keeps only each block's input for the backward pass"
     add("--activation_checkpointing", action="store_true", help=text)
-    add("--moe", action="store_true", help="4 experts, top-1, against the dense model")
+    add("--moe", action="store_true", help="8 experts, top-2, against the dense model")
     add("--sft", type=Path, default=None, help="conversations: packed rows against padded ones")
     add("--suite", action="store_true", help="pretraining, experts, and --sft at 768 if given")
     add("--rounds", type=cli.at_least(5), default=5, help="steps measured of each contender")
@@ -280,11 +280,11 @@ def pretrain(args, device, dtype) -> tuple[list[Contender], dict]:
 
 
 def experts(args, device, dtype) -> tuple[list[Contender], dict]:
-    """4 experts of which each token uses one, against the dense model with those dimensions."""
+    """8 experts of which each token uses two, against the dense model of the same active size."""
     dense = LMConfig.preset(args.preset)
-    moe = LMConfig.preset(args.preset, use_moe=True, num_experts=4, num_experts_per_tok=1)
+    moe = LMConfig.preset(args.preset, use_moe=True)
     contenders = []
-    for name, config in (("ours, 4 experts, top-1", moe), ("ours, dense", dense)):
+    for name, config in (("ours, 8 experts, top-2", moe), ("ours, dense", dense)):
         model = MiniMindLM(config).to(device)
         step = our_step(model, device, dtype, args)
         batches, context = random_batches(config, args, device), (args.seq_len + 1) / 2

@@ -1,35 +1,44 @@
-"""Records → conversations: four formats in, one checked form out.
+"""Records → conversations: several formats in, one checked form out (dataset/messages.py).
 
-    {"conversations": [{"role", "content", ...}]}       or the same under "messages"
-    {"conversations": [{"from": "human", "value": …}]}  ShareGPT
-    {"instruction": …, "input"?: …, "output": …}        Alpaca
+    {"conversations": [messages]}                       or under "messages" or "conversation"
+    {"instruction": …, "input"?: …, "output": …}        Alpaca, with "history"?: [[text, text], …]
+    {"question": …, "answer": …}                        or prompt/response, prompt/completion, …
 
-`tools` (beside the messages or on the system message) and `tool_calls` may be JSON strings or
-values. What comes out is `{"role", "content", "reasoning_content"?, "tool_calls"?}` per message,
-`tool_calls` being a list of {"name", "arguments"}.
+`system` or `system_prompt` beside them is the first message; `tools` beside the messages or on the
+system message. All of these may be JSON text as well, as csv needs it. docs/data.md has a table.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dataset.readers import Paths, Problems, Record, is_utf8, kind_of, read_records
+from dataset.messages import (
+    ROLES,
+    Fields,
+    check_messages,
+    check_text,
+    check_tools,
+    join_parts,
+    json_value,
+    same_tools,
+)
+from dataset.messages import BadConversation as BadConversation
+from dataset.readers import Paths, read_records
+from dataset.records import Problems, Record, Remarks, did_you_mean, kind_of, names_in
 
-SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "assistant": "assistant", "system": "system", "tool": "tool", "observation": "tool",
-    "function_response": "tool",
-}  # fmt: skip
-
-# What may stand before a message of each role; None is the beginning.
-MAY_FOLLOW = {
-    "system": (None,),
-    "user": (None, "system", "assistant"),
-    "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
-}
+MESSAGES = ("conversations", "messages", "conversation")
+QUESTIONS = ("instruction", "question", "query", "prompt")  # and "input", alone or behind them
+ANSWERS = ("output", "answer", "response", "completion")
+SYSTEM = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+FIELDS = (*MESSAGES, *QUESTIONS, "input", *ANSWERS, *SYSTEM, *TOOLS, *REASONING, "history")
+RL_FIELDS = ("gt", "ground_truth", "reward_model")  # what answers are judged by
+PLACEHOLDERS = ("无", "空", "")
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 @dataclass(frozen=True)
@@ -41,17 +50,14 @@ class Conversation:
     path: str
     line: int
 
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether any answer comes with its reasoning."""
+        return any(message.get("reasoning_content") for message in self.messages)
+
     def as_text(self) -> str:
         """All it says, as JSON: equal for conversations that are the same, however written."""
         return json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
-
-
-class BadConversation(ValueError):
-    """What was expected of a record, and what came."""
-
-    def __init__(self, expected: str, got: str):
-        super().__init__(f"expected {expected}, got {got}")
-        self.expected, self.got = expected, got
 
 
 def read_conversations(
@@ -63,132 +69,198 @@ def read_conversations(
     """Yield the conversations of one or several files; raises what `readers.read_records` raises.
 
     A record that is no conversation is a bad record: file and line, what was expected, what came.
+    What good records say that nothing reads is counted in `problems.remarks`.
     """
     problems = Problems() if problems is None else problems
-    return _conversations_of(read_records(paths, on_bad_record, problems, flag=flag), problems)
-
-
-def _conversations_of(records: Iterator[Record], problems: Problems) -> Iterator[Conversation]:
-    for record in records:
-        try:
-            messages, tools = to_conversation(record.fields)
-        except BadConversation as bad:
-            problems.add(record.path, record.line, bad.expected, bad.got)
-        else:
-            yield Conversation(messages, tools, record.path, record.line)
-
-
-def to_conversation(fields: dict) -> tuple[list[dict], list | None]:
-    """(messages, tools) of one record that ends with an answer; BadConversation otherwise."""
-    messages, tools = _messages_and_tools(fields)
-    checked, beside_system = check_messages(messages)
-    if checked[-1]["role"] != "assistant":
-        raise BadConversation("an assistant message at the end", f"role {checked[-1]['role']!r}")
-    return checked, _tools(tools) or beside_system
-
-
-def check_messages(messages: object) -> tuple[list[dict], list | None]:
-    """Messages in the checked form, and the tools found on the system message."""
-    if not isinstance(messages, list) or not messages:
-        raise BadConversation("a list of messages", kind_of(messages))
-    checked: list[dict] = []
-    tools, before = None, None
-    for number, message in enumerate(messages, start=1):
-        new = _message(message, f"message {number}")
-        role = new["role"]
-        if before not in MAY_FOLLOW[role]:
-            after = f"after {before!r}" if before else "at the beginning"
-            raise BadConversation("system first, then user and assistant in turn (tool after the "
-                                  "assistant)", f"{role!r} {after} (message {number})")  # fmt: skip
-        if role == "system":
-            tools = _tools(message.get("tools"))
-        checked.append(new)
-        before = role
-    return checked, tools
-
-
-def _messages_and_tools(fields: dict) -> tuple[object, object]:
-    for key in ("conversations", "messages"):
-        if key in fields:
-            return fields[key], fields.get("tools")
-    if "instruction" in fields and "output" in fields:
-        parts = [fields["instruction"], fields.get("input") or ""]
-        if not all(isinstance(part, str) for part in parts):
-            raise BadConversation("text in instruction and input", kind_of(fields["instruction"]))
-        messages = [
-            {"role": "user", "content": "\n".join(part for part in parts if part)},
-            {"role": "assistant", "content": fields["output"]},
-        ]
-        if fields.get("system"):
-            messages.insert(0, {"role": "system", "content": fields["system"]})
-        return messages, None
-    names = ", ".join(map(repr, list(fields)[:5])) or "none"
-    raise BadConversation(
-        'a field "conversations" or "messages", or "instruction" and "output"',
-        f"the fields {names}",
+    records = read_records(paths, on_bad_record, problems, flag=flag, wanted=FIELDS)
+    return (
+        Conversation(*parts, record.path, record.line)
+        for record, parts in converted(records, to_conversation, problems)
     )
 
 
-def _message(message: object, where: str) -> dict:
-    if not isinstance(message, dict):
-        raise BadConversation(f"an object for {where}", kind_of(message))
-    if "from" in message and "role" not in message:  # ShareGPT
-        role = SHAREGPT_ROLES.get(str(message["from"]))
-        message = message | {"role": role or message["from"], "content": message.get("value")}
-    role = message.get("role")
-    if not isinstance(role, str) or role not in MAY_FOLLOW:
-        raise BadConversation(f"a role of {', '.join(MAY_FOLLOW)} in {where}", repr(role)[:60])
-    calls = _json(message.get("tool_calls"), f"tool_calls of {where}")
-    content = message.get("content")
-    if content is None and calls:
-        content = ""
-    if not isinstance(content, str):
-        raise BadConversation(f"text as the content of {where}", kind_of(content))
-    checked = {"role": role, "content": content}
-    reasoning = message.get("reasoning_content")
-    if reasoning is not None and not isinstance(reasoning, str):
-        raise BadConversation(f"text as the reasoning_content of {where}", kind_of(reasoning))
-    if role == "assistant":
-        if reasoning and reasoning.strip():
-            checked["reasoning_content"] = reasoning
-        if calls:
-            if not isinstance(calls, list):
-                raise BadConversation(f"a list as tool_calls of {where}", kind_of(calls))
-            checked["tool_calls"] = [_call(call, where) for call in calls]
-    if role != "system" and not content.strip() and "tool_calls" not in checked:
-        raise BadConversation(f"some content in {where} ({role})", "an empty text")
-    for text in (content, reasoning or ""):
-        if not is_utf8(text):
-            raise BadConversation(f"text that UTF-8 can write in {where}", "a lone surrogate")
+def converted(records: Iterable[Record], convert, problems: Problems) -> Iterator[tuple]:
+    """(record, convert(fields, remarks, unread)) of the good ones; the others are problems."""
+    for record in records:
+        remarks = Remarks()
+        try:
+            parts = convert(record.fields, remarks, record.unread)
+        except BadConversation as bad:
+            problems.add(record.path, record.line, bad.expected, bad.got)
+        except RecursionError:
+            problems.add(record.path, record.line, "JSON of a few levels", "deeply nested JSON")
+        else:
+            problems.remarks_of(record.path).add(remarks)
+            yield record, parts
+
+
+def to_conversation(
+    fields: dict, remarks: Remarks | None = None, unread: Iterable[str] = ()
+) -> tuple[list[dict], list | None]:
+    """(messages, tools) of one record that ends with an answer; BadConversation otherwise."""
+    record = Fields(fields, unread)
+    remarks = Remarks() if remarks is None else remarks
+    name = first_named(record, MESSAGES)
+    has_answer = any(answer in fields for answer in ANSWERS)
+    if name and (record.given([name]) or not has_answer):
+        messages = json_value(record.get(name), name)
+    else:
+        name, messages = "messages", _question_and_answer(record, remarks)
+    _refuse_placeholder(record, messages)
+    checked, own_tools = check_messages(messages, remarks, name)
+    checked = with_system(record, checked, remarks)
+    if checked[-1]["role"] != "assistant":
+        raise BadConversation("an assistant message at the end", f"role {checked[-1]['role']!r}")
+    if all(m.get("weight") == 0 for m in checked if m["role"] == "assistant"):
+        raise BadConversation("an assistant message to learn", 'only ones of "weight": 0')
+    tools = same_tools(own_tools, beside_tools(record))
+    record.count_unused(remarks)
+    return checked, tools
+
+
+def first_named(record: Fields, names: Iterable[str]) -> str:
+    """The first of the names that says something, else the first one there is, else ""."""
+    there = [name for name in names if name in record.values]
+    return next(iter([*record.given(names), *there]), "")
+
+
+def with_system(record: Fields, checked: list[dict], remarks: Remarks) -> list[dict]:
+    """The messages behind the system prompt that a record has beside them, if it has one."""
+    name, system = record.one_of(SYSTEM)
+    if isinstance(system, list):
+        system = join_parts(system, name, remarks, name)
+    system = check_text(system, name)
+    if not system.strip():
+        return checked
+    if checked[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *checked]
+    if checked[0]["content"] != system:
+        raise BadConversation(f"one system prompt, in {name} or in the messages", "two that differ")
     return checked
 
 
-def _call(call: object, where: str) -> dict:
-    call = call.get("function", call) if isinstance(call, dict) else call
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise BadConversation(f'tool_calls with a "name" in {where}', kind_of(call))
-    arguments = _json(call.get("arguments", {}), f"arguments of the call in {where}")
-    return {"name": call["name"], "arguments": {} if arguments is None else arguments}
+def beside_tools(record: Fields) -> list | None:
+    """The tools that a record has beside its messages."""
+    return check_tools(record.one_of(TOOLS)[1])
 
 
-def _tools(tools: object) -> list | None:
-    tools = _json(tools, "tools")
-    if tools is not None and not isinstance(tools, list):
-        raise BadConversation("a list as tools", kind_of(tools))
-    return tools or None
+def question(record: Fields, remarks: Remarks, names: tuple = QUESTIONS) -> list[dict] | None:
+    """The messages, not yet checked, of a question given apart; None if there is none.
+
+    Text with Alpaca's `input` behind it and its `history` before it, or whole messages.
+    """
+    given = record.given((*names, "input"))
+    if not given:
+        return None
+    name, value = record.one_of(names)
+    name = name or "input"
+    value = as_messages(record.get(name), name, remarks)
+    if name != "input" and record.given(["input"]):
+        more = record.get("input")
+        for part, text in ((name, value), ("input", more)):
+            if not isinstance(text, str):
+                raise BadConversation(f"text in {part}", kind_of(text))
+        value = "\n".join((value, more))
+    return _history(record) + _turns_of(value, name, "user", remarks)
 
 
-def _json(value: object, what: str) -> object:
-    """A value that may be given as JSON text; an empty text is None."""
+def _question_and_answer(record: Fields, remarks: Remarks) -> list[dict]:
+    asked = question(record, remarks)
+    name, answer = record.one_of(ANSWERS)
+    name = name or first_named(record, ANSWERS)
+    if asked is None or not name:
+        names = [*record.values, *record.unread]
+        close = [did_you_mean(x, FIELDS) for x in names if x not in FIELDS]
+        got = names_in(names) + next(filter(None, close), "")
+        fields = '"conversations" or "messages", or a question and an answer'
+        if asked is None and not name:
+            raise BadConversation(f'a field {fields} such as "instruction" and "output"', got)
+        missing = f"an answer ({', '.join(ANSWERS)})" if asked else "a question before the answer"
+        if asked and any(x in record.values for x in RL_FIELDS):
+            got += ": data made for reinforcement learning has no answers to learn"
+        raise BadConversation(missing, got)
+    answer = as_messages(record.get(name), name, remarks)
+    answers = _turns_of(answer, name, "assistant", remarks)
+    reasoning_name, reasoning = record.one_of(REASONING)
+    if reasoning_name and len(answers) == 1 and isinstance(answers[0], dict):
+        answers = [answers[0] | {reasoning_name: reasoning}]
+    if not record.given(["history"]):  # answers inside a prompt are given, not learned
+        asked = [m if role_of(m) != "assistant" else {"weight": 0} | m for m in asked]
+    return asked + answers
+
+
+def role_of(message: object) -> str:
+    """The role of a message that is not checked yet, "" if it has none that is known."""
+    given = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    return ROLES.get(given, "") if isinstance(given, str) else ""
+
+
+def as_messages(value: object, name: str, remarks: Remarks) -> object:
+    """A value, or the messages that it holds as JSON text or in the form "Human: … Assistant: …".
+
+    Any other text stays text.
+    """
     if not isinstance(value, str):
         return value
-    if not value.strip():
-        return None
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError):
-        raise BadConversation(f"JSON as {what}", repr(value[:40])) from None
-    # an escape inside this text is seen here for the first time
-    if "\\u" in value and not is_utf8(json.dumps(parsed, ensure_ascii=False)):
-        raise BadConversation(f"text that UTF-8 can write as {what}", "a lone surrogate")
-    return parsed
+    if re.match(r'\s*\[\s*\{\s*"(role|from|content|value)"', value):
+        messages = json_value(value, name)
+        remarks.read_as[f"texts of JSON in {name} read as messages"] += 1
+        return messages
+    text = value.strip("\n")
+    if not text.startswith("Human:") or "\n\nAssistant:" not in text:
+        return value
+    remarks.read_as[f'texts "Human: … Assistant: …" in {name} read as turns'] += 1
+    _, *parts = TURN.split(text)
+    turns = [
+        {"role": "user" if who == "Human" else "assistant", "content": said}
+        for who, said in zip(parts[::2], parts[1::2])
+    ]
+    return turns[:-1] if not turns[-1]["content"].strip() else turns  # "Assistant:" asks for one
+
+
+def _turns_of(value: object, name: str, role: str, remarks: Remarks) -> list:
+    """A text as one message of a role; a message, or messages, as they are."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if isinstance(value, dict) and value:
+        return [value]
+    if isinstance(value, list) and value:
+        is_part = isinstance(value[0], dict) and not {"role", "from"} & value[0].keys()
+        return [{"role": role, "content": value}] if is_part else value
+    raise BadConversation(f"text or messages as the {name}", kind_of(value))
+
+
+def _history(record: Fields) -> list[dict]:
+    """Alpaca's earlier turns, pairs of question and answer, as messages."""
+    history = json_value(record.get("history"), "history")
+    if history is None:
+        return []
+    if not isinstance(history, list):
+        raise BadConversation("pairs [question, answer] in history", kind_of(history))
+    messages = []
+    for turn in history:
+        if isinstance(turn, dict):  # a message
+            messages.append(turn)
+        elif isinstance(turn, list) and len(turn) == 2 and all(isinstance(x, str) for x in turn):
+            messages += [{"role": r, "content": x} for r, x in zip(("user", "assistant"), turn)]
+        else:
+            got = f"a list of {len(turn)}" if isinstance(turn, list) else kind_of(turn)
+            raise BadConversation("pairs [question, answer] of text in history", got)
+    return messages
+
+
+def _refuse_placeholder(record: Fields, messages: object) -> None:
+    """BadConversation if the last answer only stands for one that a model will make."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("tool_calls") or last.get("function_call"):
+        return
+    content = last.get("content", last.get("value"))
+    if role_of(last) != "assistant" or not isinstance(content, str):
+        return
+    if (content := content.strip()) in PLACEHOLDERS:
+        names = [*record.values, *record.unread]
+        judge = next((name for name in RL_FIELDS if name in names), "")
+        got = f"the placeholder {content!r} of data made for reinforcement learning"
+        got += f', whose "{judge}" judges answers that the model makes' if judge else ""
+        got = got if content or judge else "an empty text"
+        raise BadConversation("an answer to learn at the end", got)

@@ -1,8 +1,5 @@
 """`DPODataset`: pairs of answers to one prompt, both packed whole into the same row.
 
-    {"chosen": [messages], "rejected": [messages]}                 two conversations
-    {"prompt": text or messages, "chosen": …, "rejected": …}       answers: text or messages
-
 T  tokens in a row        P  most pairs in a row
 
 The k-th pair of a row (from 0) is two documents: 2k + 1 is the chosen one, 2k + 2 the rejected one.
@@ -12,104 +9,17 @@ Both begin with the prompt's ids, exactly the same; only the answer is masked in
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from dataset.chat import encode_conversation
-from dataset.conversations import BadConversation, check_messages
 from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
-from dataset.readers import Paths, Problems, Record, kind_of, read_records
+from dataset.pairs import Pair
 from dataset.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prompt, two different answers to it (each a list of messages), and where they came from."""
-
-    prompt: list[dict]
-    chosen: list[dict]
-    rejected: list[dict]
-    tools: list | None
-    path: str
-    line: int
-
-    def as_text(self) -> str:
-        """All it says, as JSON: equal for pairs that are the same, however written."""
-        parts = [self.prompt, self.chosen, self.rejected, self.tools]
-        return json.dumps(parts, ensure_ascii=False, sort_keys=True)
-
-
-def read_pairs(
-    paths: Paths, on_bad_record: str = "stop", flag: str = "--data_path",
-    problems: Problems | None = None,
-) -> Iterator[Pair]:  # fmt: skip
-    """Yield the pairs of one or several files; raises what `readers.read_records` raises.
-
-    A bad record is one without both answers, with two prompts, or whose answers are equal or empty.
-    """
-    problems = Problems() if problems is None else problems
-    return _pairs_of(read_records(paths, on_bad_record, problems, flag=flag), problems)
-
-
-def _pairs_of(records: Iterator[Record], problems: Problems) -> Iterator[Pair]:
-    for record in records:
-        try:
-            pair = to_pair(record.fields)
-        except BadConversation as bad:
-            problems.add(record.path, record.line, bad.expected, bad.got)
-        else:
-            yield Pair(*pair, record.path, record.line)
-
-
-def to_pair(fields: dict) -> tuple[list[dict], list[dict], list[dict], list | None]:
-    """(prompt, chosen, rejected, tools) of one record; BadConversation if it is no pair."""
-    sides = []
-    for name in ("chosen", "rejected"):
-        if name not in fields:
-            have = ", ".join(map(repr, list(fields)[:5])) or "none"
-            raise BadConversation('the fields "chosen" and "rejected"', f"the fields {have}")
-        try:
-            messages, tools = check_messages(_side(fields, name))
-        except BadConversation as bad:
-            raise BadConversation(f"in {name}: {bad.expected}", bad.got) from None
-        if messages[-1]["role"] != "assistant":
-            raise BadConversation(f"an answer at the end of {name}", repr(messages[-1]["role"]))
-        sides.append(messages)
-    chosen, rejected = sides
-    if chosen == rejected:
-        raise BadConversation("two answers that differ", "the same answer twice")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    for name, messages in (("chosen", chosen), ("rejected", rejected)):
-        if shared == len(messages):
-            raise BadConversation(f"an answer of its own in {name}", "the other's beginning")
-        if messages[shared]["role"] != "assistant":
-            got = f"message {shared + 1} ({messages[shared]['role']}) differs"
-            raise BadConversation("the same prompt in chosen and rejected", got)
-    return chosen[:shared], chosen[shared:], rejected[shared:], tools
-
-
-def _side(fields: dict, name: str) -> object:
-    """One side as a whole conversation: the prompt in front where it is given apart."""
-    answer, prompt = fields[name], fields.get("prompt")
-    if isinstance(answer, str):
-        answer = [{"role": "assistant", "content": answer}]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if prompt is None or not isinstance(answer, list):
-        return answer
-    if not isinstance(prompt, list):
-        raise BadConversation("text or messages as the prompt", kind_of(prompt))
-    first = answer[0] if answer else None
-    is_whole = isinstance(first, dict) and first.get("role") in ("system", "user")
-    return answer if is_whole else prompt + answer
 
 
 class EncodedPairs:
@@ -129,16 +39,10 @@ class EncodedPairs:
         self.sources: list[tuple[str, int]] = []  # file and line of every pair kept
         for pair in pairs:
             self.oddities.add(pair.as_text())
-            prompt, _ = encode_conversation(
-                tokenizer, pair.prompt, pair.tools, add_generation_prompt=True
-            )
-            sides = []
-            for answer in (pair.chosen, pair.rejected):
-                ids, mask = encode_conversation(tokenizer, pair.prompt + answer, pair.tools)
-                assert ids[: len(prompt)] == prompt
-                ids, mask = np.array(ids, np.int32), np.array(mask, np.uint8)
-                mask[: len(prompt)] = 0  # earlier answers are part of the prompt
-                sides.append((ids, mask))
+            try:
+                sides = [_encode_answer(tokenizer, pair, a) for a in (pair.chosen, pair.rejected)]
+            except ValueError as error:  # the template cannot say it
+                raise ValueError(f"{pair.path}:{pair.line}: {error}") from None
             if sum(len(ids) - 1 for ids, _ in sides) > max_seq_len:
                 self.num_too_long += 1
                 continue
@@ -160,6 +64,20 @@ class EncodedPairs:
         part.sequences = [self.sequences[j] for i in indices for j in (2 * i, 2 * i + 1)]
         part.sources = [self.sources[i] for i in indices]
         return part
+
+
+def _encode_answer(tokenizer: Tokenizer, pair: Pair, answer: list[dict]):
+    """(ids int32, mask uint8) of the prompt and one answer, which alone is masked in."""
+    ids, mask = encode_conversation(tokenizer, pair.prompt + answer, pair.tools)
+    for thinking in (True, False):  # where an answer may think, its think block is a part of it
+        prompt, _ = encode_conversation(tokenizer, pair.prompt, pair.tools, True, thinking)
+        if ids[: len(prompt)] == prompt:
+            break
+    else:
+        raise ValueError("the chat template shows the answer otherwise than behind its prompt")
+    mask = np.array(mask, np.uint8)
+    mask[: len(prompt)] = 0  # earlier answers are part of the prompt
+    return np.array(ids, np.int32), mask
 
 
 class DPODataset(Dataset):

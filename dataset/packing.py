@@ -3,8 +3,8 @@
 T  tokens in a row
 N  tokens in a stream
 
-A *stream* is documents joined, each ending with eos. Rows are cut from it every T tokens, wherever
-documents end; every token of the stream is the target of exactly one row.
+A *stream* is documents joined, each ending with eos. Rows are cut from it wherever documents end,
+but one in sixteen begins with a document; every token is a target that counts exactly once.
 """
 
 import bisect
@@ -18,6 +18,7 @@ import numpy as np
 
 from dataset.token_cache import TokenFile
 
+ROWS_IN_BLOCK = 16
 HASH_BUCKETS = 1 << 16
 CHUNK_DOCUMENTS = 1 << 20  # looked at together: bounds memory, not results
 
@@ -57,6 +58,19 @@ class TokenStream:
         token = first + position - int(self._span_starts[span])
         document = int(np.searchsorted(file.document_ends, token, side="right")) + 1
         return f"{file.meta['data_name']} document {document}"
+
+    def document_starts(self, positions: np.ndarray) -> np.ndarray:
+        """int64 [len(positions)]: where in the stream the document of each of its tokens begins."""
+        span = np.searchsorted(self._span_starts, positions, side="right") - 1
+        files, firsts = self.spans[span, 0], self.spans[span, 1]
+        shift = self._span_starts[span] - firsts  # from a place in the file to one in the stream
+        starts = np.empty(len(positions), np.int64)
+        for i, file in enumerate(self.files):
+            here = np.flatnonzero(files == i)
+            tokens = positions[here] - shift[here]
+            documents = np.searchsorted(file.document_ends, tokens, side="right")
+            starts[here] = _starts_and_ends(file, documents)[0] + shift[here]
+        return starts
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """int64 [stop - start]: the tokens from start to stop, -1 <= start <= stop <= N.
@@ -200,44 +214,67 @@ def held_out_items(contents: Sequence[bytes], val_fraction: float) -> np.ndarray
     return held_out
 
 
-def num_rows(num_tokens: int, max_seq_len: int) -> int:
-    """How many rows of max_seq_len tokens a stream of num_tokens is cut into."""
-    return -(-num_tokens // max_seq_len)
+class Rows:
+    """Where the rows of T tokens lie in a stream of N, and which of their targets count.
 
+    Row i predicts the tokens from its start on, T of them. Rows follow one another in blocks of
+    ROWS_IN_BLOCK. The first row of a block begins with the first token of a document where one
+    begins at most T / 4 tokens earlier than it must: such a document is read without an eos before
+    it, as most tools give a prompt to a model. Targets that the row before has, too, count there.
+    The last row begins earlier than its turn, so that nothing is padded; only a stream shorter than
+    T is filled up.
 
-def row_loss_tokens(num_tokens: int, max_seq_len: int, rows: np.ndarray) -> np.ndarray:
-    """int64 [len(rows)]: how many targets of each row count. The filler row -1 has none."""
-    rows = np.asarray(rows, np.int64)
-    last = num_rows(num_tokens, max_seq_len) - 1
-    last_tokens = num_tokens - last * max_seq_len
-    return np.where(rows < 0, 0, np.where(rows == last, last_tokens, max_seq_len))
-
-
-def read_row(
-    stream: TokenStream, max_seq_len: int, row: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row number `row` of a stream: X int64 [T], Y int64 [T], loss_mask float32 [T].
-
-    Y is X one token further: row i predicts the stream's tokens i*T ... i*T + T - 1. The last row
-    would be too short; it starts earlier instead, with loss_mask 0 where the row before it has the
-    same targets, so nothing is padded. Only a stream shorter than T is filled up with eos, mask 0.
-    Row -1 is a filler with an all-zero mask.
+    documents_first=False: every row begins where the row before ends.
     """
-    T, N = max_seq_len, stream.num_tokens
-    assert -1 <= row < num_rows(N, T), (row, num_rows(N, T))
-    loss_mask = np.ones(T, np.float32)
-    if row == -1:
-        tokens = np.full(T + 1, stream.eos_id, np.int64)
-        loss_mask[:] = 0
-    elif N < T:
-        padding = np.full(T - N, stream.eos_id, np.int64)
-        tokens = np.concatenate([stream.read(-1, N), padding])
-        loss_mask[N:] = 0
-    else:
-        start = min(row * T, N - T)
-        tokens = stream.read(start - 1, start + T)
-        loss_mask[: row * T - start] = 0
-    return tokens[:-1], tokens[1:], loss_mask
+
+    def __init__(self, stream: TokenStream, max_seq_len: int, documents_first: bool = True) -> None:
+        self.stream, self.T, self.N = stream, max_seq_len, stream.num_tokens
+        self.documents_first = documents_first
+        slack = max_seq_len // 4 if documents_first else 0
+        self.per_block = ROWS_IN_BLOCK if slack else max(1, -(-self.N // max_seq_len))
+        self.block = self.per_block * max_seq_len - slack  # targets that count in a block
+        self.firsts = np.arange(
+            0, self.N, self.block, dtype=np.int64
+        )  # a block's first row's start
+        if slack and len(self.firsts) > 1:
+            bases = self.firsts[1:]
+            starts = 1 + stream.document_starts(bases - 1)  # from s on is read behind token s - 1
+            self.firsts[1:] = np.where(bases - starts < slack, starts, bases)
+
+    def __len__(self) -> int:
+        last = -(-(self.N - int(self.firsts[-1])) // self.T)
+        return (len(self.firsts) - 1) * self.per_block + last
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(start, first target that counts, one past the last) of rows, int64 [len(rows)] each."""
+        block, k = np.divmod(np.asarray(rows, np.int64), self.per_block)
+        start = self.firsts[block] + k * self.T
+        begin = np.maximum(start, block * self.block)
+        end = np.minimum(np.minimum(start + self.T, (block + 1) * self.block), self.N)
+        return np.minimum(start, max(self.N - self.T, 0)), begin, end
+
+    def loss_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [len(rows)]: how many targets of each row count. The filler row -1 has none."""
+        rows = np.asarray(rows, np.int64)
+        _, begin, end = self.places(np.maximum(rows, 0))
+        return np.where(rows < 0, 0, end - begin)
+
+    def read(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """X int64 [T], Y int64 [T] (X one token further), loss_mask float32 [T] of one row.
+
+        Row -1 is a filler with an all-zero mask.
+        """
+        assert -1 <= row < len(self), (row, len(self))
+        T, loss_mask = self.T, np.zeros(self.T, np.float32)
+        if row == -1:
+            tokens = np.full(T + 1, self.stream.eos_id, np.int64)
+        else:
+            start, begin, end = (int(place[0]) for place in self.places(np.array([row])))
+            tokens = self.stream.read(start - 1, min(start + T, self.N))
+            padding = np.full(T + 1 - len(tokens), self.stream.eos_id, np.int64)
+            tokens = np.concatenate([tokens, padding])
+            loss_mask[begin - start : end - start] = 1
+        return tokens[:-1], tokens[1:], loss_mask
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:

@@ -2,9 +2,9 @@
 
 T  tokens in a row
 
-A conversation of n tokens takes n - 1 positions: X is its tokens but the last, Y its tokens but the
-first. Rows are filled by best fit; `document_ids` tells the conversations of a row apart, so that
-attention stays inside each and positions restart.
+A sequence of n tokens (a conversation, or a part of one) takes n - 1 positions: X is its tokens
+but the last, Y its tokens but the first. Rows are filled by best fit; `document_ids` tells the
+sequences of a row apart, so that attention stays inside each and positions restart.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from array import array
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.chat import encode_conversation
+from dataset.chat import training_sequences
 from dataset.conversations import Conversation
 from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
@@ -26,15 +27,15 @@ from dataset.tokenizer import Tokenizer
 
 
 class EncodedConversations:
-    """Token ids and masks of many conversations, in two flat arrays.
+    """Token ids and masks of the sequences that train some conversations, in two flat arrays.
 
-    Conversations longer than max_seq_len + 1 tokens keep their leading turns up to the last answer
-    that fits and count in `num_cut`; those whose first answer does not fit are left out and count
-    in `num_too_long`. `oddities` holds the counts over all conversations that came, also in both
-    parts after `split`.
+    A conversation is one sequence, or several where the chat template changes earlier turns
+    (`chat.training_sequences`). Answers that do not fit max_seq_len + 1 tokens are left out:
+    conversations that lose some of them count in `num_cut`, all of them in `num_too_long`.
+    `oddities` holds the counts over all conversations that came, also in both parts after `split`.
 
-    All of it is held in memory: 5 bytes a token (id and mask) and 100 a conversation; while it is
-    joined or split twice that for tokens and 350 for a conversation.
+    All of it is held in memory: 5 bytes a token (id and mask) and 110 a sequence; while it is
+    joined or split twice that for tokens and 350 for a sequence.
     """
 
     def __init__(
@@ -44,25 +45,39 @@ class EncodedConversations:
         self.tokenizer_fingerprint = tokenizer.fingerprint
         self.num_cut = self.num_too_long = 0
         self.oddities = Oddities(tokenizer.control_tokens)
-        self.sources: list[tuple[str, int]] = []  # file and line of every conversation kept
+        self.sources: list[tuple[str, int]] = []  # file and line of every sequence kept
+        self.longest = array("I")  # tokens that each conversation needs to be kept whole
+        conversation_of: list[int] = []
         ids: list[np.ndarray] = []
         masks: list[np.ndarray] = []
-        for conversation in conversations:
+        for number, conversation in enumerate(conversations):
             self.oddities.add(conversation.as_text())
-            encoded = _cut_to_fit(conversation, tokenizer, max_seq_len + 1)
-            if encoded is None:
-                self.num_too_long += 1
-                continue
-            tokens, mask, was_cut = encoded
-            self.num_cut += was_cut
-            ids.append(np.array(tokens, np.int32))
-            masks.append(np.array(mask, np.uint8))
-            self.sources.append((conversation.path, conversation.line))
+            try:
+                encoded = training_sequences(
+                    tokenizer, conversation.messages, conversation.tools, max_seq_len + 1
+                )
+            except ValueError as error:  # the template cannot say it
+                raise ValueError(f"{conversation.path}:{conversation.line}: {error}") from None
+            self.longest.append(encoded.longest)
+            if encoded.num_left_out:
+                self.num_cut += bool(encoded.sequences)
+                self.num_too_long += not encoded.sequences
+            for sequence in encoded.sequences:
+                ids.append(np.array(sequence.ids, np.int32))
+                masks.append(np.array(sequence.mask, np.uint8))
+                self.sources.append((conversation.path, conversation.line))
+                conversation_of.append(number)
+        self.conversation_of = np.array(conversation_of, np.int64)  # of every sequence
         self._join(ids, masks)
 
     def split(self, val_fraction: float) -> tuple[EncodedConversations, EncodedConversations]:
-        """(training, held out): out go those with the smallest hashes, as `held_out_items` says."""
-        is_val = held_out_items([self[i][0].tobytes() for i in range(len(self))], val_fraction)
+        """(training, held out): out go those with the smallest hashes, as `held_out_items` says.
+
+        All sequences of a conversation go to one side.
+        """
+        last = np.flatnonzero(np.diff(self.conversation_of, append=-1))  # holds all its turns
+        is_val = held_out_items([self[i][0].tobytes() for i in last], val_fraction)
+        is_val = np.repeat(is_val, np.diff(last, prepend=-1))
         return self._subset(np.flatnonzero(~is_val)), self._subset(np.flatnonzero(is_val))
 
     def _subset(self, indices: np.ndarray) -> EncodedConversations:
@@ -70,6 +85,7 @@ class EncodedConversations:
         chosen = [self[i] for i in indices]
         part._join([ids for ids, _ in chosen], [mask for _, mask in chosen])
         part.sources = [self.sources[i] for i in indices]
+        part.conversation_of = self.conversation_of[indices]
         return part
 
     def _join(self, ids: list[np.ndarray], masks: list[np.ndarray]) -> None:
@@ -78,6 +94,7 @@ class EncodedConversations:
         self.masks = np.concatenate(masks) if masks else np.zeros(0, np.uint8)
 
     def __len__(self) -> int:
+        """The number of sequences."""
         return len(self.ends)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,46 +102,36 @@ class EncodedConversations:
         return self.ids[start:end], self.masks[start:end]
 
     @property
+    def num_conversations(self) -> int:
+        return len(np.unique(self.conversation_of))
+
+    @property
     def lengths(self) -> np.ndarray:
-        """int64 [conversations]: tokens of each."""
+        """int64 [sequences]: tokens of each."""
         return np.diff(self.ends, prepend=0)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over ids and masks, hexadecimal."""
         digest = hashlib.sha256(self.tokenizer_fingerprint.encode())
-        for array in (self.ends, self.ids, self.masks):
-            digest.update(array.tobytes())
+        for part in (self.ends, self.ids, self.masks):
+            digest.update(part.tobytes())
         return digest.hexdigest()
 
 
-def _cut_to_fit(conversation: Conversation, tokenizer: Tokenizer, limit: int):
-    """(ids, mask, was_cut) of the leading turns, up to an answer, that have at most `limit` tokens.
-
-    None if not even the first answer fits: half an answer would teach the model to stop there, or
-    never to stop.
-    """
-    messages = conversation.messages
-    for count in range(len(messages), 0, -1):
-        if messages[count - 1]["role"] == "assistant":
-            ids, mask = encode_conversation(tokenizer, messages[:count], conversation.tools)
-            if len(ids) <= limit:
-                return ids, mask, count < len(messages)
-    return None
-
-
-def repeats_by_weight(sources: list[tuple[str, int]], weights: dict[str, float]) -> np.ndarray:
-    """int64 [conversations]: how often each is taken per epoch, from the weight of its file.
+def repeats_by_weight(encoded: EncodedConversations, weights: dict[str, float]) -> np.ndarray:
+    """int64 [sequences]: how often each is taken per epoch, from the weight of its file.
 
     Weight 2 takes every conversation twice, 0.5 every second one, 1.5 them all and every second
     one once more.
     """
     seen: dict[str, int] = {}
-    repeats = np.ones(len(sources), np.int64)
-    for i, (path, _) in enumerate(sources):
-        weight, number = weights[path], seen.get(path, 0)
-        repeats[i] = math.floor((number + 1) * weight) - math.floor(number * weight)
-        seen[path] = number + 1
+    repeats = np.ones(len(encoded), np.int64)
+    for i, (path, _) in enumerate(encoded.sources):
+        is_new = i == 0 or encoded.conversation_of[i] != encoded.conversation_of[i - 1]
+        seen[path] = number = seen.get(path, 0) + is_new
+        weight = weights[path]
+        repeats[i] = math.floor(number * weight) - math.floor((number - 1) * weight)
     return repeats
 
 
@@ -180,8 +187,8 @@ class SFTDataset(Dataset):
         loss_mask = np.zeros(T, np.float32)
         document_ids = np.zeros(T, np.int64)
         position = 0
-        for number, conversation in enumerate(self.rows[i] if i >= 0 else (), start=1):
-            ids, mask = self.encoded[conversation]
+        for number, sequence in enumerate(self.rows[i] if i >= 0 else (), start=1):
+            ids, mask = self.encoded[sequence]
             end = position + len(ids) - 1
             X[position:end], Y[position:end] = ids[:-1], ids[1:]
             loss_mask[position:end] = mask[1:]
@@ -206,8 +213,8 @@ class SFTDataset(Dataset):
     def summary(self) -> str:
         """One line for a person: how many, how well packed, what was cut."""
         return (
-            f"{len(self.encoded):,} conversations in {len(self):,} rows, {self.efficiency:.1%} of "
-            f"the positions used; {self.encoded.num_cut:,} cut after an answer, "
+            f"{self.encoded.num_conversations:,} conversations in {len(self):,} rows, "
+            f"{self.efficiency:.1%} of the positions used; {self.encoded.num_cut:,} cut, "
             f"{self.encoded.num_too_long:,} left out as too long; {self.encoded.oddities}"
         )
 

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -30,12 +29,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.content_hash import content_hash
+from dataset.content_hash import new_name as _new_name
+from dataset.content_hash import sha256_of as _sha256
+from dataset.content_hash import write_synced as _write_synced
 from dataset.oddities import ControlStrings, count_repeats, described, text_hash
-from dataset.readers import Problems, check_path, format_of, read_texts
+from dataset.readers import check_path, files_of, format_of, read_texts
+from dataset.records import Problems
 from dataset.tokenizer import Tokenizer
 from model.json_file import read_json
 
-FORMAT_VERSION = 2  # part of the key: raise it whenever the same data would give other files
+FORMAT_VERSION = 3  # part of the key: raise it whenever the same data would give other files
 BIN_FILES = ("tokens.bin", "documents.bin", "hashes.bin")
 BATCH_CHARACTERS = 1_000_000  # of text handed to the tokenizer's threads at a time
 SAMPLED_BLOCKS = 64  # of each file are checked when a cache is reused,
@@ -60,22 +64,17 @@ class TokenFile:
     @cached_property
     def tokens(self) -> np.ndarray:
         """uint16 or uint32 [num_tokens], memory-mapped: all documents, each followed by eos."""
-        dtype = np.dtype(self.meta["dtype"])
-        return np.memmap(self.folder / "tokens.bin", dtype, mode="r", shape=self.num_tokens)
+        return _mapped(self.folder / "tokens.bin", self.meta["dtype"], self.num_tokens)
 
     @cached_property
     def document_ends(self) -> np.ndarray:
         """int64 [num_documents], memory-mapped: one past the eos of each document."""
-        return np.memmap(
-            self.folder / "documents.bin", np.dtype("<i8"), mode="r", shape=self.num_documents
-        )
+        return _mapped(self.folder / "documents.bin", "<i8", self.num_documents)
 
     @cached_property
     def document_hashes(self) -> np.ndarray:
         """uint64 [num_documents], memory-mapped: a hash of each document's text."""
-        return np.memmap(
-            self.folder / "hashes.bin", np.dtype("<u8"), mode="r", shape=self.num_documents
-        )
+        return _mapped(self.folder / "hashes.bin", "<u8", self.num_documents)
 
     @property
     def num_tokens(self) -> int:
@@ -108,6 +107,21 @@ class TokenFile:
         return self.meta["eos_id"]
 
 
+def _mapped(file: Path, dtype: str, count: int) -> np.ndarray:
+    """The [count] items of a file, memory-mapped; nobody may write to them.
+
+    torch maps it, not numpy: numpy's maps keep a file handle each, and a system gives a process
+    about a thousand.
+    """
+    import torch  # only here: making a cache needs no model
+
+    dtype = np.dtype(dtype)
+    size = count * dtype.itemsize
+    items = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
+    items.flags.writeable = False
+    return items.view(dtype)
+
+
 def cached_tokens(
     path: str | Path,
     tokenizer: Tokenizer,
@@ -115,8 +129,9 @@ def cached_tokens(
     on_bad_record: str = "stop",
     show_progress: bool | None = None,
     flag: str = "--data_path",
+    text_field: str = "text",
 ) -> TokenFile:
-    """The tokens of the field `text` of one data file, tokenised now or found in the cache.
+    """The tokens of one field of the records of a data file, tokenised now or found in the cache.
 
     A cache that is damaged is reported on stderr and made anew. Several processes may call this at
     once. show_progress: True or False, or None for a bar when stderr is a terminal.
@@ -128,13 +143,14 @@ def cached_tokens(
     path, cache_dir = check_path(path, flag), Path(cache_dir)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        data_sha256 = _content_hash(path, cache_dir)
+        data_sha256 = content_hash(path, cache_dir)
     except OSError as error:
         raise ValueError(f"cannot use the token cache {cache_dir} for {path}: {error}") from None
     made_from = {
         "format_version": FORMAT_VERSION,
         "data_sha256": data_sha256,
         "data_format": format_of(path),
+        "text_field": text_field,
         "on_bad_record": on_bad_record,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
@@ -174,6 +190,8 @@ def _report(file: TokenFile, path: Path) -> TokenFile:
     if file.skipped_records:
         print(f"{path}: skipped {file.skipped_records} bad records; the first:", file=sys.stderr)
         print("\n".join(file.meta["first_problems"]), file=sys.stderr)
+    for line in file.meta["remarks"]:
+        print(f"{path}: {line}", file=sys.stderr)
     return file
 
 
@@ -192,7 +210,7 @@ def _tokenise(
     control_strings = ControlStrings(tokenizer.control_tokens)
     num_tokens = num_documents = num_characters = num_bytes = num_with_control_strings = 0
     bar = tqdm(
-        total=path.stat().st_size,
+        total=sum(file.stat().st_size for file in files_of(path)),
         desc=f"tokenising {path.name}",
         unit="B",
         unit_scale=True,
@@ -204,7 +222,7 @@ def _tokenise(
         # One batch is tokenised, on all cores, while this thread writes the one before it and
         # reads the one after it.
         thread = stack.enter_context(ThreadPoolExecutor(1))
-        batches = _batches(path, made_from["on_bad_record"], problems, bar.update, flag)
+        batches = _batches(path, made_from, problems, bar.update, flag)
         pending = None
         for batch in itertools.chain(batches, [None]):
             encoded = batch and thread.submit(tokenizer.encode_texts, batch)
@@ -229,7 +247,7 @@ def _tokenise(
             os.fsync(file.fileno())
     if num_documents == 0:
         raise ValueError(f"{flag}: no text in {path}")
-    if _content_hash(path, folder.parent) != made_from["data_sha256"]:
+    if content_hash(path, folder.parent) != made_from["data_sha256"]:
         raise ValueError(f"{flag}: {path} was changed while it was read; start again")
     meta = {
         **made_from,
@@ -243,6 +261,7 @@ def _tokenise(
         "num_with_control_strings": num_with_control_strings,
         "skipped_records": problems.count,
         "first_problems": problems.first,
+        "remarks": problems.remarks_of(str(path)).lines(),
         "files": {name: _checksums(folder / name) for name in BIN_FILES},
     }
     _write_synced(folder / "meta.json", json.dumps(meta, indent=2))
@@ -254,12 +273,13 @@ def _dtype(vocab_size: int) -> np.dtype:
 
 
 def _batches(
-    path: Path, on_bad_record: str, problems: Problems, progress, flag: str
+    path: Path, made_from: dict, problems: Problems, progress, flag: str
 ) -> Iterator[list[str]]:
     """The texts of a file in lists of about BATCH_CHARACTERS, or of one longer text."""
     batch: list[str] = []
     size = 0
-    for text, _ in read_texts(path, on_bad_record, problems, progress, flag):
+    on_bad_record, text_field = made_from["on_bad_record"], made_from["text_field"]
+    for text, _ in read_texts(path, on_bad_record, problems, progress, flag, text_field):
         # After a bad record nothing will be kept: the rest is read only to count the others.
         if problems.count and on_bad_record == "stop":
             continue
@@ -340,49 +360,6 @@ def _sample_crc32(file: Path) -> int:
     return crc
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _content_hash(path: Path, cache_dir: Path) -> str:
-    """SHA-256 of a data file, remembered in cache_dir while the file's size and times stay.
-
-    So a warm start does not read a large file again just to know that it is the same.
-    """
-    memory = cache_dir / "content_hashes.json"
-    try:
-        known = read_json(memory)
-    except ValueError:
-        known = {}
-    name, stat = str(path.resolve()), path.stat()
-    # The change time too: unpacking or `cp -p` can put other content under an old mtime.
-    identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    entry = known.get(name)
-    if isinstance(entry, dict) and entry.get("identity") == identity and entry.get("sha256"):
-        return entry["sha256"]
-    sha256 = _sha256(path)
-    after = path.stat()
-    unchanged = [after.st_size, after.st_mtime_ns, after.st_ctime_ns] == identity
-    # A file written within the clock's resolution could change again without a new time.
-    if unchanged and time.time_ns() - max(identity[1:]) > 2_000_000_000:
-        known[name] = {"identity": identity, "sha256": sha256}
-        # Two processes at once may lose one entry: it costs one more reading, nothing else.
-        temporary = _new_name(cache_dir, ".content_hashes")
-        with contextlib.suppress(OSError):  # a cache that can only be read is as good
-            _write_synced(temporary, json.dumps(known, indent=1))
-            temporary.replace(memory)
-    return sha256
-
-
-def _new_name(folder: Path, prefix: str) -> Path:
-    """A path nobody uses. Not tempfile's: what that makes only its owner may read for ever."""
-    return folder / f"{prefix}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
 def _remove_old_leftovers(cache_dir: Path) -> None:
     """Delete what processes that were killed more than a day ago left unfinished."""
     for pattern in (".making-*", ".damaged-*", ".content_hashes-*"):
@@ -393,13 +370,6 @@ def _remove_old_leftovers(cache_dir: Path) -> None:
                         shutil.rmtree(leftover, ignore_errors=True)
                     else:
                         leftover.unlink()
-
-
-def _write_synced(file: Path, text: str) -> None:
-    with open(file, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,6 @@ tokenizer that does not know them, and a control token is asked for by name, wit
 import codecs
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +23,6 @@ END_OF_TEXT = "<|endoftext|>"
 # What a tokenizer folder may consist of; the first two must be there.
 CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-OUR_CHAT_TEMPLATE = Path(__file__).parent.parent / "model" / "tokenizer" / CHAT_TEMPLATE_FILE
 TOKENIZER_FILES = (
     "tokenizer.json",
     CONFIG_FILE,
@@ -34,6 +32,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+MODEL_INPUTS = ["input_ids", "attention_mask"]  # what a tokenizer's call makes for the model
 LARGEST_FILE = 64 << 20  # bytes; the largest tokenizer.json in use have 35 MB
 LARGEST_ID = (1 << 20) - 1  # the largest vocabularies in use have 262,144 entries
 
@@ -61,7 +61,9 @@ class Tokenizer:
     control_tokens dict from the name of every control token to its id
     token_bytes    int32 [vocab_size]: bytes of text an ordinary token stands for, 0 for all others
     fingerprint    SHA-256 of tokenizer.json, hexadecimal
-    chat_template  the Jinja source of the chat template, or None
+    chat_template  the Jinja source of the chat template, or None; training may set another
+    special_tokens dict from "eos_token", "bos_token", ... to their names, for chat templates
+    swallows_space dict from control tokens to (left, right): whether it takes white space along
     """
 
     def __init__(self, folder: Path, files: dict[str, bytes]) -> None:
@@ -103,6 +105,13 @@ class Tokenizer:
             raise ValueError(f"it has no control token {END_OF_TEXT} and no eos_token")
         self.eos_id = self.control_tokens[eos]
         self.chat_template = _chat_template(files, config)
+        named = {key: config.get(key) for key in SPECIAL_TOKENS}
+        named = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
+        self.special_tokens = {k: v for k, v in named.items() if isinstance(v, str)}
+        self.swallows_space = {
+            token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
+            for token in spec["added_tokens"]
+        }
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text, none of them a control token's.
@@ -142,18 +151,20 @@ class Tokenizer:
     def save(self, folder: Path, chat_template: bool = True) -> None:
         """Copy the tokenizer's files into a model folder.
 
-        chat_template: whether to write the template that training here follows, whatever the
-        tokenizer's own was. A folder is chat-tuned when it has one; a base model has none.
+        chat_template: whether to write `chat_template`, too. A folder is chat-tuned when it has
+        one; a base model has none.
         """
         for name, content in self._files.items():
             if name != CHAT_TEMPLATE_FILE:
                 (folder / name).write_bytes(content)
+        # without model_input_names, transformers 4 gives the model token_type_ids, which it refuses
         config = _json_object(CONFIG_FILE, self._files[CONFIG_FILE])
-        if config.pop("chat_template", None) is not None:
-            text = json.dumps(config, indent=2, ensure_ascii=False)
-            (folder / CONFIG_FILE).write_text(text, "utf-8")
-        if chat_template:
-            shutil.copyfile(OUR_CHAT_TEMPLATE, folder / CHAT_TEMPLATE_FILE)
+        config["model_input_names"] = config.get("model_input_names") or MODEL_INPUTS
+        config.pop("chat_template", None)
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / CONFIG_FILE).write_text(text, "utf-8")
+        if chat_template and self.chat_template is not None:
+            (folder / CHAT_TEMPLATE_FILE).write_text(self.chat_template, "utf-8")
 
 
 class StreamDecoder:

@@ -37,9 +37,10 @@ PRESETS: dict[str, dict] = {
 PRESETS["large"] = PRESETS["base"] | {"num_hidden_layers": 14}  # 108M
 PRESETS["moe"] = PRESETS["base"] | {  # 198M in all, 64M active per token
     "use_moe": True,
-    "num_experts": 4,
-    "num_experts_per_tok": 1,
-    "moe_intermediate_size": 2432,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 1216,
+    "norm_topk_prob": True,
 }
 
 MOST_MODULES = 4096  # layers, and experts per layer; the largest published models have 126 and 512
@@ -73,10 +74,12 @@ class LMConfig:
     initializer_range: float = _f(0.02, "standard deviation of fresh weights")
     dropout: float = _f(0.0, "probability of zeroing embeddings and block outputs in training")
     use_moe: bool = _f(False, "mixture of experts in place of every feed-forward")
-    num_experts: int = _f(4, "MoE: experts per block")
-    num_experts_per_tok: int = _f(1, "MoE: experts each token is sent to")
-    moe_intermediate_size: int = _f(0, "MoE: width of one expert; 0 means intermediate_size")
-    norm_topk_prob: bool = _f(False, "MoE: renormalise the chosen experts' probabilities to sum 1")
+    num_experts: int = _f(8, "MoE: experts per block")
+    num_experts_per_tok: int = _f(2, "MoE: experts each token is sent to")
+    moe_intermediate_size: int = _f(
+        0, "MoE: width of one expert; 0 means intermediate_size / num_experts_per_tok"
+    )
+    norm_topk_prob: bool = _f(True, "MoE: renormalise the chosen experts' probabilities to sum 1")
     router_aux_loss_coef: float = _f(0.01, "MoE: weight of the load-balancing loss")
 
     def __post_init__(self):
@@ -129,16 +132,15 @@ class LMConfig:
             for name in ("hidden_size", "moe_intermediate_size"):  # rows of 16 bytes in bfloat16
                 value = getattr(self, name)
                 _require(value % 8 == 0, name, value, "a multiple of 8 (grouped matrix products)")
-            if k == 1 and self.norm_topk_prob:
-                raise ValueError(
-                    "norm_topk_prob with num_experts_per_tok = 1: the renormalised weight is "
-                    "always 1, so the router would get no gradient from the language-model loss; "
-                    "drop norm_topk_prob or use 2 experts per token"
-                )
+
+    @property
+    def router_learns(self) -> bool:
+        """Whether the language-model loss reaches the router: a single renormalised weight is 1."""
+        return not (self.use_moe and self.norm_topk_prob and self.num_experts_per_tok == 1)
 
     def _derived(self, name: str) -> int:
-        if name == "moe_intermediate_size":
-            return self.intermediate_size
+        if name == "moe_intermediate_size":  # as many active channels as a dense model has
+            return max(1, self.intermediate_size // self.num_experts_per_tok)
         if name == "yarn_original_length":
             return max(1, int(self.max_position_embeddings / max(self.yarn_factor, 1.0)))
         H, A = self.hidden_size, self.num_attention_heads
@@ -188,7 +190,7 @@ class LMConfig:
             "rope_theta": float(self.rope_theta),
             "rope_scaling": None if self.yarn_factor == 1 else rope,
         }
-        for name in _DENSE_FIELDS:
+        for name in _DENSE_FIELDS + _added_fields():
             config[name] = getattr(self, name)
         if self.use_moe:
             config |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
@@ -204,6 +206,8 @@ class LMConfig:
         compute, so that a model is never opened to give other numbers than its owner's.
         """
         kind = config.get("model_type")
+        if kind == "minimind":  # an edited model of ours (see qwen3_check.py), the same fields
+            kind = "qwen3_moe" if config.get("use_moe") else "qwen3"
         if kind not in ("qwen3", "qwen3_moe"):
             raise ValueError(f"model_type {kind!r}: expected 'qwen3' or 'qwen3_moe'")
         if "auto_map" in config:
@@ -231,10 +235,11 @@ class LMConfig:
         values = {"use_moe": kind == "qwen3_moe", "head_dim": 128 if kind == "qwen3" else 0}
         values |= {"tie_word_embeddings": False, "rope_theta": 10000.0}
         if values["use_moe"]:
-            values["router_aux_loss_coef"] = 0.001
+            values |= {"router_aux_loss_coef": 0.001, "norm_topk_prob": False}
         if "num_local_experts" in config:  # the name transformers 5 gives num_experts
             config = config | {"num_experts": config["num_local_experts"]}
-        for name in _DENSE_FIELDS + (_MOE_FIELDS if values["use_moe"] else ()):
+        names = _DENSE_FIELDS + _added_fields()
+        for name in names + (_MOE_FIELDS if values["use_moe"] else ()):
             if config.get(name) is not None:
                 values[name] = config[name]
             elif name in _REQUIRED_FIELDS:
@@ -276,6 +281,13 @@ class LMConfig:
 def _require(ok: bool, name: str, value, expected: str):
     if not ok:
         raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def _added_fields() -> tuple[str, ...]:
+    """Fields that somebody has added to LMConfig: they are saved and loaded as they are."""
+    known = {*_DENSE_FIELDS, *_MOE_FIELDS, "use_moe", "rope_theta"}
+    names = [f.name for f in fields(LMConfig)]
+    return tuple(n for n in names if n not in known and not n.startswith("yarn_"))
 
 
 _DENSE_FIELDS = (

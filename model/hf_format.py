@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +22,39 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model import qwen3_check
 from model.config import LMConfig
 from model.json_file import read_json, shown
 from model.model import MiniMindLM
 
 _STACKED = re.compile(r"(model\.layers\.\d+\.mlp)\.(gate_proj|up_proj|down_proj)")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of weights
+WEIGHTS_FILE, GENERATION_FILE = "model.safetensors", "generation_config.json"
+# What only resuming needs lies in this subfolder, in files of the safetensors format whose names
+# end otherwise: vLLM, SGLang and Ollama read every *.safetensors of a folder as weights, and other
+# tools those of its subfolders, too.
+_VALUES_KEY = "minimind_values"  # in an edited model's config.json: a small one's logits
+RESUME_FOLDER, EXACT_WEIGHTS_FILE = "resume", "weights.tensors"
+
+
+class Inherited(NamedTuple):
+    """What the folder of a fine-tuned model has from the folder of the model it began as."""
+
+    dtypes: dict[str, torch.dtype]  # of every tensor, by its name on disk
+    generation_config: dict  # {} if there is none
+
+
+def inherited(folder: str | Path) -> Inherited:
+    """What `save_model` takes over from a base's folder. ValueError names a file that is unfit."""
+    stored = _stored_tensors(Path(folder))
+    dtypes = {name: DTYPES[tensor.dtype] for name, tensor in stored.items()}
+    path = Path(folder) / GENERATION_FILE
+    generation = read_json(path) if path.is_file() else {}
+    ends = generation.get("eos_token_id")
+    for id in ends if isinstance(ends, list) else [ends]:
+        if id is not None and (type(id) is not int or id < 0):
+            raise ValueError(f"{path}: eos_token_id: expected ids, got {shown(repr(id), 60)}")
+    return Inherited(dtypes, generation)
 
 
 def save_model(
@@ -32,20 +62,54 @@ def save_model(
     folder: str | Path,
     eos_token_id: int | list[int],
     weights: dict[str, Tensor] | None = None,
+    base: Inherited | None = None,
 ):
     """Write model.safetensors, config.json and generation_config.json into an existing folder.
 
     eos_token_id: the token, or tokens, at which generation stops. weights: in place of the model's
-    own, under its names (a copy, while the model is training on). Weights keep their dtype.
+    own, under its names (a copy, while the model is training on). base: of the folder that training
+    began with. Its dtypes are kept, and `weights` that have more bits are written to
+    resume/weights.tensors besides; its sampling settings and end tokens stay, too. Without a base
+    weights keep their dtype.
+
+    A model that does not compute what Qwen3 computes, because somebody has edited it, is written
+    with the model_type "minimind", which other tools refuse, and that is said once.
     """
     folder = Path(folder)
-    weights = model.state_dict() if weights is None else weights
-    tensors = {name: t.contiguous() for name, t in _to_disk(weights, model.config).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    config = model.config.to_hf_dict() | {"dtype": dtype, "eos_token_id": eos_token_id}
+    tensors = _to_disk(model.state_dict() if weights is None else weights, model.config)
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    dtypes, generation = base or Inherited({}, {})
+    stored = {name: t.to(dtypes.get(name, t.dtype)) for name, t in tensors.items()}
+    if weights is not None and any(stored[n].dtype != t.dtype for n, t in tensors.items()):
+        (folder / RESUME_FOLDER).mkdir(exist_ok=True)
+        write_tensors(folder / RESUME_FOLDER / EXACT_WEIGHTS_FILE, tensors)
+    write_tensors(folder / WEIGHTS_FILE, stored, {"format": "pt"})
+    (dtype, _), *_ = Counter(t.dtype for t in stored.values()).most_common()
+    ends = {"eos_token_id": _all_ends(eos_token_id, generation.get("eos_token_id"))}
+    config = model.config.to_hf_dict() | {"dtype": str(dtype).removeprefix("torch.")} | ends
+    verdict = qwen3_check.verdict_on(model, tensors, _from_disk)
+    if verdict.reason:
+        _say_once(
+            f"note: model/ does not compute what Qwen3 computes ({verdict.reason}), so models are "
+            'saved with model_type "minimind": these scripts open them, other tools refuse them'
+        )
+        config |= {"architectures": ["MiniMindLM"], "model_type": "minimind"}
+        config |= {"use_moe": model.config.use_moe, _VALUES_KEY: verdict.values}
     _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", {"eos_token_id": eos_token_id})
+    _write_json(folder / GENERATION_FILE, generation | ends)
+
+
+@cache
+def _say_once(text: str):
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None):
+    """A safetensors file that whoever may read the files beside it may read as well."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(tensors, path, metadata)  # the library makes it readable for its owner alone
+    path.chmod(mode)
 
 
 def load_config(folder: str | Path) -> LMConfig:
@@ -63,30 +127,22 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     config: LMConfig | None = None,
+    weights_file: Path | None = None,
 ) -> MiniMindLM:
     """Open a Qwen3 or Qwen3-MoE folder, ours or anyone's, single-file or sharded.
 
     config: in place of the folder's own, to change what the weights do not decide (dropout, YaRN).
+    weights_file: in place of the folder's own, such as a checkpoint's resume/weights.tensors.
     Names, shapes and dtypes are checked against the config before memory is taken. Raises
     ValueError with the path and what does not fit.
     """
     folder = Path(folder)
+    _check_what_is_computed(folder)
     config = config or load_config(folder)
-    stored = _stored_tensors(folder)
-    if config.num_hidden_layers > len(stored):
-        raise ValueError(
-            f"{folder}: config.json asks for {config.num_hidden_layers} layers, "
-            f"the weights hold {len(stored)} tensors"
-        )
-    if config.use_moe and config.num_experts > len(stored):
-        raise ValueError(
-            f"{folder}: config.json asks for {config.num_experts} experts, "
-            f"the weights hold {len(stored)} tensors"
-        )
+    stored = checked_tensors(folder, config, weights_file)
     with torch.device("meta"):
         model = MiniMindLM(config)
-    expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
-    _check_tensors(folder, stored, expected, config.tie_word_embeddings)
+    expected = _to_disk(model.state_dict(), config).keys()
 
     tensors = {}
     for file in sorted({stored[name].file for name in expected}):
@@ -113,6 +169,53 @@ def load_model(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def checked_tensors(
+    folder: Path, config: LMConfig, weights_file: Path | None = None
+) -> dict[str, StoredTensor]:
+    """The tensors of a model folder, or of a file in place of its weights, by name.
+
+    ValueError unless they are those of `config`.
+    """
+    stored = read_header(weights_file) if weights_file else _stored_tensors(folder)
+    for what, count in (("layers", config.num_hidden_layers), ("experts", config.num_experts)):
+        if count > len(stored) and (what == "layers" or config.use_moe):
+            raise ValueError(
+                f"{folder}: config.json asks for {count} {what}, "
+                f"the weights hold {len(stored)} tensors"
+            )
+    with torch.device("meta"):
+        model = MiniMindLM(config)
+    expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
+    _check_tensors(folder, stored, expected, config.tie_word_embeddings)
+    return stored
+
+
+def _check_what_is_computed(folder: Path):
+    """ValueError for a folder of an edited model whose code was another than that in model/.
+
+    A Qwen3 folder may be opened with edited code, as one does to begin from it: that is said.
+    """
+    config = load_config(folder)
+    values = read_json(folder / "config.json").get(_VALUES_KEY)
+    here = qwen3_check.verdict(MiniMindLM, qwen3_check.small(config), _from_disk)
+    if values is not None and not (here.values and qwen3_check.same(here.values, values)):
+        raise ValueError(
+            f"{folder}: written by an edited model that computes something else than model/ does "
+            f"here ({here.reason or 'Qwen3, not edited'}); use the code that it was written by, or "
+            f"take {_VALUES_KEY} out of its config.json to open it all the same"
+        )
+    if here.reason and not is_altered(folder):
+        _say_once(
+            f"warning: {folder} is a Qwen3 model, and model/ computes something else "
+            f"({here.reason})"
+        )
+
+
+def is_altered(folder: str | Path) -> bool:
+    """Whether a folder says that its model does not compute what Qwen3 computes."""
+    return read_json(Path(folder) / "config.json").get("model_type") == "minimind"
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -166,6 +269,14 @@ def some_names(names: Iterable[str]) -> str:
     return ", ".join(shown(name, 80) for name in names[:3]) + more
 
 
+def _all_ends(ours: int | list[int], theirs: int | list[int] | None) -> int | list[int]:
+    """The tokens at which generation stops: ours first, then what else the base stopped at."""
+    more = theirs if isinstance(theirs, list) else [] if theirs is None else [theirs]
+    known = ours if isinstance(ours, list) else [ours]
+    more = [id for id in dict.fromkeys(more) if id not in known]
+    return [*known, *more] if more else ours
+
+
 def _write_json(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -200,8 +311,8 @@ def _from_disk(tensors: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor
 def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """The tensors of a folder by name, in one file or several."""
     index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        files = {folder / "model.safetensors"}
+    if (folder / WEIGHTS_FILE).is_file():
+        files = {folder / WEIGHTS_FILE}
     elif index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:

@@ -62,7 +62,11 @@ class LoRAConfig:
         return asdict(self) | {"lora_targets": list(self.lora_targets)}
 
     def to_peft_dict(self, base: str) -> dict:
-        """adapter_config.json for the model in the folder `base`."""
+        """adapter_config.json for the model in the folder `base`.
+
+        The base's path is absolute: PEFT reads it from whatever folder its process is in.
+        """
+        base = str(Path(base).resolve())
         return {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
             "r": self.lora_rank, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout,

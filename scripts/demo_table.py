@@ -21,7 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.demo import write_demo
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.dpo import DPODataset, EncodedPairs
+from dataset.pairs import read_pairs
 from dataset.readers import read_records
 from dataset.tokenizer import load_tokenizer
 from model import lora

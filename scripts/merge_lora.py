@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.chat import IM_END
+from dataset.chat import stop_ids
 from dataset.tokenizer import load_tokenizer
 from model import lora
-from model.hf_format import load_model, save_model, weights_sha256
+from model.hf_format import inherited, load_model, save_model, weights_sha256
 from training import cli
 from training.checkpoint import adapter_folder, model_folder
 
@@ -35,7 +35,7 @@ def main():
     lora.load_adapter(model, adapter, weights_sha256(base))
     lora.merge(model)
     args.out_dir.mkdir(parents=True)
-    save_model(model, args.out_dir, [tokenizer.control_id(IM_END), tokenizer.eos_id])
+    save_model(model, args.out_dir, stop_ids(tokenizer), base=inherited(base))
     tokenizer.save(args.out_dir, chat_template=True)
     print(f"{args.out_dir}: {base} with {adapter} merged into it")
 

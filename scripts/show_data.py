@@ -17,17 +17,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset.chat import choose_template
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
-from dataset.readers import Problems, read_records
+from dataset.dpo import DPODataset, EncodedPairs
+from dataset.pairs import read_pairs
+from dataset.records import Problems
 from dataset.sft import EncodedConversations, SFTDataset
 from dataset.tokenizer import Tokenizer, load_tokenizer
+from scripts.validate_data import kind_of_file
 from training import cli
 
 GREEN, RED, DIM, BOLD, OFF = "\033[32m", "\033[31m", "\033[2m", "\033[1m", "\033[0m"
 BARS = "▁▂▃▄▅▆▇█"
-NO_LIMIT = 1 << 30
+NO_LIMIT = 1 << 17
 
 
 def parse_args():
@@ -80,18 +83,23 @@ def lengths_line(lengths: np.ndarray) -> str:
 def show_conversations(path: str, tokenizer: Tokenizer, args, color: bool, problems: Problems):
     """Print some conversations of a file and yield its figures."""
     conversations = list(read_conversations(path, "skip", problems))
+    choose_template(tokenizer, conversations)
     chosen = (c for c in conversations if c.line >= args.line)
     for conversation in islice(chosen, args.num):
         whole = EncodedConversations([conversation], tokenizer, NO_LIMIT)
         kept = EncodedConversations([conversation], tokenizer, args.max_seq_len)
-        ids, mask = whole[0]
-        end = int(kept.ends[0]) if len(kept) else 0
-        print(heading(whole.sources[0], f"{len(ids)} tokens, {mask.sum()} trained on", color))
-        print(token_text(tokenizer, ids[:end], mask[:end], color))
-        if end < len(ids):
-            at = "cut here" if end else "left out"
-            print(painted(f"✂ {at}: longer than --max_seq_len {args.max_seq_len}", RED, color))
-            print(painted(tokenizer.decode(ids[end:].tolist()).rstrip("\n"), DIM, color))
+        kept = [ids.tolist() for ids, _ in (kept[i] for i in range(len(kept)))]
+        for i in range(len(whole)):
+            ids, mask = whole[i]
+            end = max((len(k) for k in kept if ids[: len(k)].tolist() == k), default=0)
+            facts = f"{len(ids)} tokens, {mask.sum()} trained on"
+            facts += f" · sequence {i + 1} of {len(whole)}" * (len(whole) > 1)
+            print(heading(whole.sources[i], facts, color))
+            print(token_text(tokenizer, ids[:end], mask[:end], color))
+            if end < len(ids):
+                at = "cut here" if end else "left out"
+                print(painted(f"✂ {at}: longer than --max_seq_len {args.max_seq_len}", RED, color))
+                print(painted(tokenizer.decode(ids[end:].tolist()).rstrip("\n"), DIM, color))
     yield f"{len(conversations):,} conversations"
     whole = EncodedConversations(conversations, tokenizer, NO_LIMIT)
     if not len(whole):
@@ -115,6 +123,7 @@ def show_conversations(path: str, tokenizer: Tokenizer, args, color: bool, probl
 def show_pairs(path: str, tokenizer: Tokenizer, args, color: bool, problems: Problems):
     """Print some pairs of a file and yield its figures."""
     pairs = list(read_pairs(path, "skip", problems=problems))
+    choose_template(tokenizer, pairs)
     chosen = (pair for pair in pairs if pair.line >= args.line)
     for pair in islice(chosen, args.num):
         encoded = EncodedPairs([pair], tokenizer, NO_LIMIT)
@@ -149,15 +158,18 @@ def show_pairs(path: str, tokenizer: Tokenizer, args, color: bool, problems: Pro
 def main():
     args = parse_args()
     tokenizer = load_tokenizer(args.tokenizer)
+    if not (args.tokenizer / "config.json").is_file():  # no model yet: its data will choose
+        tokenizer.chat_template = None
     color = args.color == "always" or (args.color == "auto" and sys.stdout.isatty())
     demo = write_demo("out/demo_data") if args.data_path is None else {}
     for path in args.data_path or [demo["sft.jsonl"], demo["dpo.jsonl"]]:
-        first = next(read_records(path, "skip"), None)
-        show = show_pairs if first and "chosen" in first.fields else show_conversations
+        show = show_pairs if kind_of_file(path) == "pairs" else show_conversations
         problems = Problems()
         figures = list(show(path, tokenizer, args, color, problems))
         print("\n" + painted(str(path), BOLD, color))
         for line in figures:
+            print(f"  {line}")
+        for line in (line for remarks in problems.remarks.values() for line in remarks.lines()):
             print(f"  {line}")
         print(painted(f"  {problems.count:,} bad records", RED if problems.count else "", color))
         for problem in problems.first:

@@ -3,10 +3,12 @@
     python scripts/validate_data.py --data_path a.jsonl b.parquet    # the kind is recognised
     python scripts/validate_data.py --data_path pairs.jsonl --kind pairs --show 50
 
-Bad records are named with file, line and what was expected. Exact duplicates and records whose text
+Bad records are named with file, line and what was expected, equal ones together; fields that
+nothing reads are listed with how often they say something. Exact duplicates and records whose text
 holds control strings such as <|im_end|> are counted: both are legal (control strings in text never
 become control tokens), but seldom meant. Training counts the same when it starts, file by file.
-Files are streamed: memory grows by 8 bytes a record. The exit status is 1 if there is a bad record.
+Files are streamed: memory grows by 8 bytes a record. The exit status is 1 if there is a bad
+record, 2 if a file cannot be read at all.
 """
 
 import sys
@@ -15,10 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.conversations import read_conversations
-from dataset.dpo import read_pairs
+from dataset.conversations import MESSAGES, read_conversations
 from dataset.oddities import Oddities
-from dataset.readers import DataError, Problems, check_path, read_records, read_texts
+from dataset.pairs import read_pairs
+from dataset.readers import check_path, read_records, read_texts
+from dataset.records import DataError, Problems
 from dataset.tokenizer import load_tokenizer
 from training import cli
 
@@ -31,45 +34,58 @@ def parse_args():
     add("--kind", choices=["auto", "text", "chat", "pairs"], default="auto", help=text)
     text = "tokenizer folder, whose control strings are searched for"
     add("--tokenizer", type=Path, default=Path("model/tokenizer"), help=text)
-    add("--show", type=cli.at_least(0), default=10, help="bad records shown per file")
+    add("--text_field", default=None, help="field of texts; None: text")
+    add("--show", type=cli.at_least(0), default=10, help="kinds of bad records shown per file")
     return parser.parse_args()
 
 
-def kind_of_fields(fields: dict) -> str:
-    """text, chat or pairs, from a record's fields."""
-    if {"chosen", "rejected"} & fields.keys():
+def kind_of_fields(names: list[str]) -> str:
+    """text, chat or pairs, from the names of a record's fields."""
+    if {"chosen", "rejected"} & set(names):
         return "pairs"
-    return "text" if "text" in fields else "chat"
+    return "text" if "text" in names and not set(MESSAGES) & set(names) else "chat"
 
 
-def records_as_text(path: str, kind: str, problems: Problems) -> Iterator[str]:
+def kind_of_file(path: str) -> str:
+    """text, chat or pairs, from a file's first record that can be read; text without any."""
+    try:
+        return kind_of_fields(next(read_records(path, "skip", wanted=())).names)
+    except (StopIteration, ValueError):
+        return "text"
+
+
+def records_as_text(
+    path: str, kind: str, problems: Problems, text_field: str = "text"
+) -> Iterator[str]:
     """Every good record of a file in words, read as training on its kind reads it."""
     if kind == "pairs":
         return (pair.as_text() for pair in read_pairs(path, problems=problems))
     if kind == "chat":
         return (c.as_text() for c in read_conversations(path, problems=problems))
-    return (text for text, _ in read_texts(path, problems=problems))
+    return (text for text, _ in read_texts(path, problems=problems, text_field=text_field))
 
 
-def validate(path: str, kind: str, show: int, control_tokens: Iterable[str]) -> int:
+def validate(
+    path: str, kind: str, show: int, control_tokens: Iterable[str], text_field: str | None = None
+) -> int:
     """Print the report of one file; the number of its bad records."""
     if kind == "auto":
-        try:
-            kind = kind_of_fields(next(read_records(path, "skip")).fields)
-        except (StopIteration, ValueError):  # nothing in it can be read: said below
-            kind = "text"
+        kind = "text" if text_field else kind_of_file(path)
     problems, oddities, good = Problems(most_shown=show), Oddities(control_tokens), 0
     try:
-        for text in records_as_text(path, kind, problems):
+        for text in records_as_text(path, kind, problems, text_field or "text"):
             good += 1
             oddities.add(text)
     except DataError:  # read to the end; `problems` knows them all
         pass
+    for remarks in problems.remarks.values():
+        for line in remarks.lines():
+            print(f"{path}: {line}")
     print(f"{path} ({kind}): {good:,} good records, {problems.count:,} bad, {oddities}")
     for problem in problems.first:
         print(f"    {problem}")
-    if problems.count > len(problems.first):
-        print(f"    … and {problems.count - len(problems.first):,} more (--show)")
+    if problems.num_not_shown:
+        print(f"    … and {problems.num_not_shown:,} more (--show)")
     return problems.count
 
 
@@ -78,7 +94,15 @@ def main():
     for path in args.data_path:
         check_path(path)
     control_tokens = load_tokenizer(args.tokenizer).control_tokens
-    if any([validate(path, args.kind, args.show, control_tokens) for path in args.data_path]):
+    num_bad, refused = 0, []
+    for path in args.data_path:
+        try:
+            num_bad += validate(path, args.kind, args.show, control_tokens, args.text_field)
+        except ValueError as error:  # a file that cannot be read; the others can
+            refused.append(str(error))
+    if refused:
+        raise ValueError("\n".join(refused))
+    if num_bad:
         sys.exit(1)
 
 

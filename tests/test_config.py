@@ -44,7 +44,7 @@ from model.config import PRESETS, LMConfig
         ({"yarn_factor": 2.0, "yarn_attention_factor": -1.0}, "yarn_attention_factor is -1.0"),
         ({"initializer_range": 0.0}, "initializer_range is 0.0"),
         ({"vocab_size": 10**30}, "vocab_size.*fits a machine"),
-        ({"use_moe": True, "num_experts_per_tok": 5}, r"num_experts_per_tok is 5.*num_experts \(4"),
+        ({"use_moe": True, "num_experts_per_tok": 9}, r"num_experts_per_tok is 9.*num_experts \(8"),
         ({"use_moe": True, "num_experts": 0}, "num_experts is 0"),
         ({"use_moe": True, "moe_intermediate_size": 100}, "moe_intermediate_size is 100.*of 8"),
         ({"use_moe": True, "hidden_size": 508, "head_dim": 64}, "hidden_size is 508.*of 8"),
@@ -52,7 +52,6 @@ from model.config import PRESETS, LMConfig
         ({"hidden_size": None}, "hidden_size is None.*whole number"),
         ({"yarn_factor": "2"}, "yarn_factor is '2'.*number"),
         ({"max_position_embeddings": 1e4}, "max_position_embeddings is 10000.0.*whole number"),
-        ({"use_moe": True, "norm_topk_prob": True}, "norm_topk_prob"),
     ],
     ids=str,
 )
@@ -77,7 +76,8 @@ def test_what_is_left_out_is_derived():
     """head_dim from the heads, an expert's width from the feed-forward, YaRN's length from both."""
     config = LMConfig(hidden_size=96, num_attention_heads=4, num_key_value_heads=1)
     assert config.head_dim == 24
-    assert config.moe_intermediate_size == config.intermediate_size == 1664
+    assert config.moe_intermediate_size == config.intermediate_size // 2 == 832
+    assert LMConfig(num_experts_per_tok=1).moe_intermediate_size == 1664
     assert LMConfig(max_position_embeddings=8192, yarn_factor=4).yarn_original_length == 2048
 
 
@@ -129,7 +129,7 @@ def configs(draw) -> LMConfig:
             "num_experts": experts,
             "num_experts_per_tok": k,
             "moe_intermediate_size": 8 * draw(st.integers(0, 500)),
-            "norm_topk_prob": k > 1 and draw(st.booleans()),
+            "norm_topk_prob": draw(st.booleans()),
             "router_aux_loss_coef": draw(st.floats(0, 1)),
         }
     return LMConfig(**fields)
@@ -192,6 +192,7 @@ def test_the_default_moe_config_of_transformers_is_read():
         num_experts=128,
         num_experts_per_tok=8,
         moe_intermediate_size=768,
+        norm_topk_prob=False,
         router_aux_loss_coef=0.001,
     )
 

@@ -7,8 +7,9 @@ import pytest
 
 from dataset.chat import encode_conversation
 from dataset.conversations import read_conversations
-from dataset.dpo import read_pairs
-from dataset.readers import DataError, Problems, read_texts
+from dataset.pairs import read_pairs
+from dataset.readers import read_texts
+from dataset.records import DataError, Problems
 
 TURNS = [
     {"role": "system", "content": "Be kind.", "tools": '[{"name": "sum"}]'},

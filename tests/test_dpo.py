@@ -12,8 +12,9 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
 from dataset.chat import encode_conversation
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
-from dataset.readers import DataError
+from dataset.dpo import DPODataset, EncodedPairs
+from dataset.pairs import read_pairs
+from dataset.records import DataError
 from model.hf_format import load_model
 from tests.oracle_models import open_there, our_model, random_numbers, save_here
 from train_dpo import METRICS, preference_loss
@@ -162,7 +163,7 @@ def test_a_pair_shares_its_prompt(encoded, tiny_tokenizer, tmp_path):
         for (ids, mask), answer in ((chosen, pair.chosen), (rejected, pair.rejected)):
             assert ids[: len(prompt)].tolist() == prompt and not mask[: len(prompt)].any()
             text = tiny_tokenizer.decode(ids[mask == 1].tolist())
-            assert text == answer[0]["content"].strip() + "<|im_end|>"
+            assert text == answer[0]["content"] + "<|im_end|>"
 
 
 def test_every_pair_is_in_one_row(encoded):

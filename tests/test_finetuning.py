@@ -9,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import eval_model
 import train_dpo
 import train_full_sft
 import train_lora
@@ -82,7 +83,7 @@ def metrics(out_dir):
 
 def gradients(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The gradient of a run's first update: AdamW's exp_avg after one step is 0.1 times it."""
-    state = load_file(checkpoint / "optimizer.safetensors")
+    state = load_file(checkpoint / "resume/optimizer.tensors")
     return {k.removesuffix(".exp_avg"): v / 0.1 for k, v in state.items() if k.endswith(".exp_avg")}
 
 
@@ -168,8 +169,9 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, tmp_path, flags, script, 
     train(monkeypatch, script, tmp_path / "stopped", *argv)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
     whole, stopped = (tmp_path / run / "step-00000006" for run in ("whole", "stopped"))
-    names = [p.name for p in whole.glob("*.safetensors")]
-    assert len(names) == 2
+    names = [p.relative_to(whole) for p in whole.rglob("*") if p.suffix != ".json"]
+    names = [name for name in names if (whole / name).is_file()]
+    assert {"optimizer.tensors"} < {name.name for name in names}
     for name in names:
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 
@@ -186,6 +188,40 @@ def test_sft_leaves_a_chat_model(monkeypatch, tmp_path, flags):
     assert theirs == encode_conversation(ours, messages, add_generation_prompt=True)[0]
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert set(ends) == {ours.control_id("<|im_end|>"), ours.eos_id}
+
+
+def test_a_model_that_is_taught_to_think_gets_the_switch(monkeypatch, tmp_path, flags, capsys):
+    """One thought in the data: the folder's template has enable_thinking, and the chat accepts it;
+    without any it has not, no think block is ever opened, and --thinking is refused."""
+    data = tmp_path / "chats.jsonl"
+    for thinks in (False, True):
+        if thinks:
+            lines = data.read_text().splitlines()
+            record = json.loads(lines[0])
+            record["conversations"][-1]["reasoning_content"] = "It sat."
+            data.write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
+        run = tmp_path / f"thinks_{thinks}"
+        train(monkeypatch, "full_sft", run, *flags["full_sft"], "--max_steps", 1)
+        folder = run / "step-00000001"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        messages = [say("user", "q")]
+        plain, off, on = (
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **options
+            )
+            for options in ({}, {"enable_thinking": False}, {"enable_thinking": True})
+        )
+        opening = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+        assert plain == on == opening
+        assert off == opening + "<think>\n\n</think>\n\n" * thinks
+        monkeypatch.setattr(
+            "sys.argv", ["eval_model.py", "--model", str(run), "--prompt", "q", "--thinking"]
+        )
+        if thinks:
+            eval_model.main()
+        else:
+            with pytest.raises(ValueError, match="--thinking"):
+                eval_model.main()
 
 
 def test_weights_of_files(monkeypatch, tmp_path, flags, capsys):
@@ -272,12 +308,14 @@ def test_a_tiny_learning_rate_still_moves_the_weights(monkeypatch, tmp_path, fla
 
 def test_dpo_learns_its_pairs(monkeypatch, tmp_path, flags):
     """Loss starts at log 2, ends lower; accuracy and margin rise; full and with adapters."""
+    approx_log_2 = pytest.approx(0.6931, abs=1e-3)
     for name, more in (("full", ["--learning_rate", 1e-3]),
                        ("lora", ["--lora_rank", 4, "--learning_rate", 1e-2])):  # fmt: skip
         train(monkeypatch, "dpo", tmp_path / name, *flags["dpo"], "--max_steps", 30, *more,
               "--val_fraction", 0.2, "--eval_interval", 30, "--save_interval", 30)  # fmt: skip
-        lines = metrics(tmp_path / name)
-        assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+        first, *lines = metrics(tmp_path / name)
+        assert (first["step"], first["val_margin"]) == (0, 0) and first["val_loss"] == approx_log_2
+        assert lines[0]["loss"] == approx_log_2
         assert lines[-2]["loss"] < 0.4 and lines[-2]["margin"] > 0.5
         assert lines[-1]["val_accuracy"] == 1.0
         assert {"val_loss", "val_margin", "val_chosen_reward", "val_rejected_reward",

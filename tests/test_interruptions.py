@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model import hf_format
 from tests.small_runs import STEPS, make_inputs, metrics, result, run, start
 from training import checkpoint
 
@@ -112,7 +113,7 @@ def test_a_signal_saves_and_leaves(tmp_path, flags, number, status):
     assert process.returncode == status, rest
     assert f"stopped by {number.name} after step" in rest and "Traceback" not in rest
     (saved,) = checkpoint.step_folders(tmp_path / "run")
-    step = json.loads((saved / "trainer_state.json").read_text())["step"]
+    step = json.loads((saved / "resume/trainer_state.json").read_text())["step"]
     assert step >= 5 and checkpoint.damage(saved) is None
     assert metrics(tmp_path / "run")[-1]["step"] == step
 
@@ -120,14 +121,16 @@ def test_a_signal_saves_and_leaves(tmp_path, flags, number, status):
 INTERRUPTED = """
 import os, signal, SCRIPT as script
 from training import cli, evaluation, reference
-training, begin = [], script.Stopping.begin_training
+evaluations, begin = [], script.Stopping.begin_training
 def begin_training(self):
-    training.append(True)
+    evaluations.append(None)
     begin(self)
 script.Stopping.begin_training = begin_training
 batches = evaluation.shared_batches
 def interrupted(*args):
-    if training:
+    if evaluations:
+        evaluations.append(None)
+    if len(evaluations) == 1 + NUMBER:
         os.kill(os.getpid(), signal.SIGTERM)
     return batches(*args)
 evaluation.shared_batches = reference.shared_batches = interrupted
@@ -135,14 +138,23 @@ cli.run(script.main)
 """
 
 
-@pytest.mark.parametrize("script", ["pretrain", "full_sft", "dpo"])
-def test_a_signal_during_evaluation(tmp_path, flags, script):
+@pytest.mark.parametrize(
+    ("script", "number", "expected"),
+    [
+        ("pretrain", 1, "before the first update"),  # the held-out loss of step 0
+        ("pretrain", 2, "after step 4"),
+        ("full_sft", 2, "after step 4"),
+        ("dpo", 2, "after step 4"),
+    ],
+)
+def test_a_signal_during_evaluation(tmp_path, flags, script, number, expected):
     """Evaluation is given up, the step saved; the resumed run evaluates it: the same metrics."""
-    slow = tmp_path / "evaluation.py"  # asks itself to stop in the first evaluation
-    slow.write_text(INTERRUPTED.replace("SCRIPT", f"train_{script}"))
+    slow = tmp_path / "evaluation.py"  # asks itself to stop in that evaluation
+    text = INTERRUPTED.replace("SCRIPT", f"train_{script}").replace("NUMBER", str(number))
+    slow.write_text(text)
     run(script, tmp_path / "whole", *flags[script])
     output = run(slow, tmp_path / "run", *flags[script], expect=143)
-    assert "stopped by SIGTERM after step 4" in output
+    assert f"stopped by SIGTERM {expected}" in output
     run(script, tmp_path / "run", *flags[script])
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
@@ -197,7 +209,7 @@ def test_a_nan_on_one_rank_skips_the_update_on_all(tmp_path, flags):
     flags = [*flags["pretrain"], "--batch_size", 2, "--save_interval", 1, "--keep_checkpoints", 99]
     output = run(script, tmp_path / "run", *flags, processes=2)
     steps = [tmp_path / "run" / f"step-{n:08d}" for n in (2, 3, 4, 5)]
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    for name in ("model.safetensors", "resume/optimizer.tensors"):
         a, before, skipped, after = (load_file(step / name) for step in steps)
         assert all(torch.equal(before[k], skipped[k]) for k in before)
         assert not all(torch.equal(a[k], before[k]) for k in before)
@@ -331,7 +343,7 @@ def test_a_write_that_fails_anywhere_leaves_the_checkpoint_before(tmp_path, monk
 
     for owner, name in (
         (os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "write_text"), (Path, "rename"),
-        (checkpoint, "save_file"),
+        (Path, "touch"), (Path, "chmod"), (hf_format, "save_file"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
     for operations in range(100):
@@ -359,7 +371,7 @@ def test_one_flipped_bit_is_noticed(tmp_path):
     )
     assert checkpoint.damage(folder) is None
     rng = random.Random(0)
-    for file in sorted(folder.iterdir()):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = file.read_bytes()
         for _ in range(20):
             bit = rng.randrange(8 * len(content))

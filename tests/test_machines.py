@@ -60,7 +60,7 @@ def test_ranks_do_not_outlive_their_launcher(tmp_path, flags, slow_script):
     assert not any(map(is_running, ranks))
     process.communicate()
     newest = checkpoint.newest_checkpoint(tmp_path / "run")
-    saved = checkpoint.read_json(newest / "trainer_state.json")["step"]
+    saved = checkpoint.read_json(newest / "resume/trainer_state.json")["step"]
     assert metrics(tmp_path / "run")[-1]["step"] == saved, "the running update was saved"
     run("pretrain", tmp_path / "run", *flags, "--batch_size", 2, processes=2)
     assert result(tmp_path / "run") == result(tmp_path / "whole")

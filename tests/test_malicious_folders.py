@@ -266,7 +266,7 @@ def run(tmp_path):
 def test_a_best_loss_that_is_no_number_is_saved_as_none(run):
     """The file stays JSON, and the run that wrote it can go on from it."""
     model, optimizer, folder = run
-    assert "NaN" not in (folder / "trainer_state.json").read_text()
+    assert "NaN" not in (folder / "resume/trainer_state.json").read_text()
     state = checkpoint.load_training_state(folder, model, optimizer)
     assert state["best_val_loss"] is None and state["tokens"] == 7
 
@@ -287,7 +287,7 @@ def test_a_manifest_leads_nowhere_else(run, name):
 @pytest.mark.parametrize(
     "content",
     ["{}", '{"files": {}}', '{"files": []}', '{"files": null}', "[]", "", '{"files": {"m.bin": 1}}',
-     '{"files": {"trainer_state.json": {}, "optimizer.safetensors": []}}'],
+     '{"files": {"resume/trainer_state.json": {}, "resume/optimizer.tensors": []}}'],
 )  # fmt: skip
 def test_an_empty_manifest_vouches_for_nothing(run, content):
     """A manifest that leaves out what resuming reads is damage."""
@@ -302,7 +302,7 @@ def test_an_empty_manifest_vouches_for_nothing(run, content):
 def test_a_checkpoint_of_pipes_and_devices_is_damaged(run, change):
     """What is no file or has another size is noticed without reading it."""
     folder = run[2]
-    for name in ("m.bin", "trainer_state.json", "manifest.json"):
+    for name in ("m.bin", "resume/trainer_state.json", "manifest.json"):
         copy = folder.parent / name / folder.name
         shutil.copytree(folder, copy)
         change(copy / name)
@@ -329,7 +329,7 @@ def test_optimizer_state_is_checked_before_use(run, kind):
     """Shapes, dtypes and values of moments and steps; the optimizer keeps what it had."""
     model, optimizer, folder = run
     before = {name: t.clone() for name, t in checkpoint.optimizer_tensors(model, optimizer).items()}
-    file = folder / "optimizer.safetensors"
+    file = folder / "resume/optimizer.tensors"
     save_file(load_file(file) | OPTIMIZER_DAMAGE[kind], file)
     refused(lambda: checkpoint.load_training_state(folder, model, optimizer), file)
     after = checkpoint.optimizer_tensors(model, optimizer)
@@ -343,12 +343,12 @@ def test_optimizer_state_is_checked_before_use(run, kind):
      ("metrics_lines", "null"), ("eval_due", "1"), ("best_val_loss", "NaN"),
      ("best_val_loss", '"low"'), ("best_step", "-3"), ("scaler", "null"), ("scaler", "[]"),
      ("usual_loss", "[0, 0]"), ("usual_loss", "[0, 0, null]"), ("usual_loss", "[1e308, 0, 0]"),
-     ("bad_steps", "{}")],
+     ("bad_steps", "{}"), ("since_log", "{}"), ("since_log", "[1, null]")],
 )  # fmt: skip
 def test_trainer_state_is_checked_before_use(run, key, text):
     """Counts are whole numbers, losses are finite, and there is no NaN."""
     model, optimizer, folder = run
-    path = folder / "trainer_state.json"
+    path = folder / "resume/trainer_state.json"
     state = json.loads(path.read_text())
     state.pop(key, None)
     path.write_text(json.dumps(state)[:-1] + f', "{key}": {text}}}')
@@ -359,18 +359,13 @@ def test_trainer_state_is_checked_before_use(run, key, text):
 def test_a_scaler_that_cannot_be_restored_is_told(run, scaler):
     """Going on in float16 from a checkpoint without a scaler's state names --dtype."""
     model, optimizer, folder = run
-    path = folder / "trainer_state.json"
+    path = folder / "resume/trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scaler": scaler}))
 
-    class Args:
-        resume_on_changed_data = False
-
     enabled = torch.amp.GradScaler("cpu")
-    refused(
-        lambda: checkpoint.resume(folder, {}, model, optimizer, enabled, Args), folder, "--dtype"
-    )
+    refused(lambda: checkpoint.resume(folder, model, optimizer, enabled), folder, "--dtype")
     disabled = torch.amp.GradScaler("cpu", enabled=False)
-    checkpoint.resume(folder, {}, model, optimizer, disabled, Args)
+    checkpoint.resume(folder, model, optimizer, disabled)
 
 
 # ---- tokenizer folders

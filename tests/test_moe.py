@@ -1,5 +1,8 @@
 """model/moe.py computes what transformers' Qwen3MoeForCausalLM computes."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from oracle_models import (
@@ -17,6 +20,10 @@ from oracle_models import (
 )
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
+import train_dpo
+import train_full_sft
+import train_lora
+import train_pretrain
 from model.config import LMConfig
 from model.hf_format import load_model
 from model.moe import MoEFeedForward, load_balancing_loss, sort_by_expert
@@ -24,7 +31,7 @@ from training.losses import masked_cross_entropy
 
 # seed, experts per token, renormalised
 CASES = [(0, 1, False), (1, 1, False), (2, 2, False), (3, 2, False), (4, 2, True), (5, 2, True)]
-CASES += [(6, 3, True)]
+CASES += [(6, 3, True), (7, 1, True)]
 
 
 def case_numbers(seed: int, k: int, norm: bool) -> dict:
@@ -158,12 +165,71 @@ def test_gradients_of_the_language_model_loss_equal_those_of_transformers(k, nor
         assert largest_difference(gradient, gradients[name]) <= 1e-5, name
 
 
-def test_one_renormalised_expert_is_refused():
-    """norm_topk_prob with one expert per token would cut the router off: the config says no."""
-    with pytest.raises(ValueError, match="norm_topk_prob with num_experts_per_tok = 1"):
-        LMConfig(use_moe=True, num_experts_per_tok=1, norm_topk_prob=True)
-    LMConfig(use_moe=True, num_experts_per_tok=2, norm_topk_prob=True)
-    LMConfig(use_moe=False, num_experts_per_tok=1, norm_topk_prob=True)  # read by nobody
+def test_the_preset_routes_as_all_tools_do():
+    """Several renormalised experts per token, together as wide as a dense feed-forward."""
+    dense = LMConfig.preset("base")
+    for config in (LMConfig.preset("moe"), LMConfig.preset("base", use_moe=True)):
+        assert config.norm_topk_prob and config.router_learns
+        assert 1 < config.num_experts_per_tok < config.num_experts
+        active = config.num_experts_per_tok * config.moe_intermediate_size
+        assert active == dense.intermediate_size
+
+
+@pytest.fixture
+def one_renormalised_expert(tmp_path, tiny_tokenizer) -> Path:
+    """A folder as others write them: one expert per token, renormalised: its weight is 1."""
+    folder = tmp_path / "top_1"
+    theirs = their_model(case_numbers(1, 1, True) | {"vocab_size": 512})
+    save_there(theirs, folder)
+    tiny_tokenizer.save(folder, chat_template=True)
+    return folder
+
+
+def flags_of(script: str, base: Path, folder: Path, more=()) -> list[str]:
+    data, lines = folder / "data.jsonl", []
+    for i in range(8):
+        user, good, bad = ({"role": r, "content": f"{c} {i}"} for r, c in (
+            ("user", "What is"), ("assistant", "It is"), ("assistant", "No,")))  # fmt: skip
+        record = {"text": f"A text, number {i}. " * 40} if script == "train_pretrain" else (
+            {"chosen": [user, good], "rejected": [user, bad]} if script == "train_dpo"
+            else {"messages": [user, good]})  # fmt: skip
+        lines.append(json.dumps(record) + "\n")
+    data.write_text("".join(lines))
+    return [script, "--init_from", str(base), "--data_path", str(data), "--max_seq_len", "64",
+            "--val_fraction", "0.2", "--max_steps", "1", "--device", "cpu", "--dtype", "float32",
+            "--no-compile", "--cache_dir", str(folder / "cache"), "--out_dir", str(folder / "out"),
+            *more]  # fmt: skip
+
+
+@pytest.mark.parametrize("script", [train_pretrain, train_full_sft, train_dpo])
+def test_a_router_that_would_learn_nothing_is_not_trained(
+    monkeypatch, tmp_path, one_renormalised_expert, script
+):
+    """Training all weights of such a folder is refused by name, before the data is read."""
+    flags = flags_of(script.__name__, one_renormalised_expert, tmp_path)
+    monkeypatch.setattr("sys.argv", flags)
+    with pytest.raises(ValueError, match=r"--init_from .*top_1: .*weight is always 1.*adapters"):
+        script.main()
+    assert not (tmp_path / "out").exists()
+    if script is train_pretrain:
+        flags = [*flags[:1], *flags[3:], "--use_moe", "--num_experts_per_tok", "1"]
+        monkeypatch.setattr("sys.argv", flags)
+        with pytest.raises(ValueError, match=r"--num_experts_per_tok 1: .*--no-norm_topk_prob"):
+            script.main()
+
+
+@pytest.mark.parametrize("script", [train_lora, train_dpo])
+def test_adapters_on_other_layers_are_trained(
+    monkeypatch, tmp_path, one_renormalised_expert, script
+):
+    """Such a folder takes adapters on its attention, and none on its router."""
+    flags = flags_of(script.__name__, one_renormalised_expert, tmp_path, ["--lora_rank", "2"])
+    monkeypatch.setattr("sys.argv", [*flags, "--lora_targets", "q_proj", "gate"])
+    with pytest.raises(ValueError, match=r"--lora_targets gate: .*weight is always 1"):
+        script.main()
+    monkeypatch.setattr("sys.argv", flags)
+    script.main()
+    assert (tmp_path / "out/step-00000001/adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

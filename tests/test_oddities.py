@@ -7,8 +7,9 @@ import pytest
 
 from dataset import oddities, token_cache
 from dataset.conversations import read_conversations
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.dpo import DPODataset, EncodedPairs
 from dataset.oddities import ControlStrings, count_repeats, described
+from dataset.pairs import read_pairs
 from dataset.sft import EncodedConversations, SFTDataset
 from dataset.token_cache import cached_tokens
 from scripts.validate_data import validate

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import packing
-from dataset.packing import num_rows, split_documents, whole_stream
+from dataset.packing import Rows, split_documents, whole_stream
 from dataset.pretrain import PretrainDataset
 from dataset.token_cache import TokenFile, cached_tokens
 
@@ -32,6 +32,31 @@ class FakeFile:
 
 def joined(documents):
     return [token for _, tokens in documents for token in [*tokens, EOS]]
+
+
+def rows_that_begin_with_documents(tokens, T, per_block):
+    """The same for rows of which each block's first one begins with a document, if it can.
+
+    Walks through the tokens: a row is cut, and what it has beyond the targets that count so far
+    counts; where a block is through, a document's first token is looked for, backwards.
+    """
+    before, rows, counted = [EOS, *tokens], [], 0
+    block = per_block * T - T // 4
+    while counted < len(tokens):
+        if counted % block == 0:
+            start = counted
+            for back in range(T // 4):  # X begins with token start - 1: is it a document's first?
+                at = counted - back - 1
+                if counted and at >= 0 and before[at] == EOS:
+                    start = counted - back
+                    break
+        end = min(start + T, (counted // block + 1) * block, len(tokens))
+        place = min(start, max(0, len(tokens) - T))
+        Y = (tokens + [EOS] * T)[place : place + T]
+        X = [before[place], *Y[:-1]]
+        rows.append((X, Y, [int(counted <= i < end) for i in range(place, place + T)]))
+        start, counted = start + T, end
+    return rows
 
 
 def rows_by_hand(tokens, T):
@@ -59,14 +84,21 @@ FILES = st.lists(DOCUMENTS, min_size=1, max_size=3)
 
 
 @settings(max_examples=200, deadline=None)
-@given(files=FILES, T=st.integers(1, 12))
-def test_rows_are_the_documents_joined_and_cut(files, T):
+@given(files=FILES, T=st.integers(1, 12), per_block=st.integers(1, 4))
+def test_rows_are_the_documents_joined_and_cut(files, T, per_block):
     """Every row equals the one cut by hand from a plain list of all tokens of all files."""
     stream = whole_stream([FakeFile(documents, str(i)) for i, documents in enumerate(files)])
     tokens = [token for documents in files for token in joined(documents)]
-    dataset = PretrainDataset(stream, T)
-    expected = rows_by_hand(tokens, T)
-    assert len(dataset) == len(expected) == num_rows(len(tokens), T)
+    plain = Rows(stream, T, documents_first=False)
+    by_hand = rows_by_hand(tokens, T)
+    assert len(plain) == len(by_hand)
+    for i, row in enumerate(by_hand):
+        assert tuple(part.tolist() for part in plain.read(i)) == row
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "ROWS_IN_BLOCK", per_block)
+        dataset = PretrainDataset(stream, T, documents_first=True)
+    expected = rows_that_begin_with_documents(tokens, T, per_block)
+    assert len(dataset) == len(expected)
     for i, (X, Y, loss_mask) in enumerate(dataset.__getitems__(range(len(dataset)))):
         assert (X.tolist(), Y.tolist(), loss_mask.tolist()) == expected[i]
         assert (str(X.dtype), str(Y.dtype)) == ("torch.int64", "torch.int64")
@@ -175,6 +207,35 @@ def test_the_fingerprint_follows_everything_the_rows_are_made_from(tmp_path, tin
     changed = [fingerprint([other, two]), fingerprint([one]), fingerprint([one, two], T=9)]
     changed += [fingerprint([one, two], 0), fingerprint([one, two], side=1)]
     assert len({base, *changed}) == 6
+
+
+def test_documents_are_read_with_and_without_the_token_between_them(tmp_path, tiny_tokenizer):
+    """About one row in sixteen begins with a document's first token, as other tools' prompts do."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": "Once " + "word " * (i % 3)}) + "\n" for i in range(9000))
+    )
+    stream = whole_stream([cached_tokens(path, tiny_tokenizer, tmp_path / "cache")])
+    dataset = PretrainDataset(stream, 64, documents_first=True)
+    once = tiny_tokenizer.encode_text("Once")[0]
+    begin = [int(dataset[i][0][0]) == once for i in range(len(dataset))]
+    assert all(begin[16::16]) and len(begin) / 16 <= sum(begin) + 1
+    masked = sum(64 - int(dataset[i][2].sum()) for i in range(len(dataset)))
+    assert masked <= 0.017 * 64 * len(dataset)  # what is computed twice for it
+
+
+def test_a_run_of_before_goes_on_with_its_rows(tmp_path, tiny_tokenizer):
+    """The fingerprint of a checkpoint from before this layout of rows brings its rows back."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(500)))
+    stream = whole_stream([cached_tokens(path, tiny_tokenizer, tmp_path / "cache")])
+    before = PretrainDataset(stream, 16)
+    now = PretrainDataset(stream, 16, documents_first=True)
+    assert now.fingerprint != before.fingerprint
+    for known, expected in ((before, before), (now, now)):
+        again = PretrainDataset(stream, 16, True, going_on_from=known.fingerprint)
+        assert again.fingerprint == expected.fingerprint and len(again) == len(expected)
+        assert all(again[i][0].equal(expected[i][0]) for i in range(len(again)))
 
 
 def test_a_dataset_is_sent_to_a_loader_process_without_its_tokens(tmp_path, tiny_tokenizer):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.readers import DataError, Problems, format_of, read_records, read_texts
+from dataset.readers import format_of, read_records, read_texts
+from dataset.records import DataError, Problems
 
 TEXTS = [
     "One line.",
@@ -79,7 +80,7 @@ def test_blank_lines_are_allowed_and_lines_are_counted(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_a_record_without_end_is_a_bad_one(tmp_path, monkeypatch, name):
     """A line or cell over the bound is counted and passed over; memory follows the bound."""
-    monkeypatch.setattr("dataset.readers.LONGEST_RECORD", 100)
+    monkeypatch.setattr("dataset.line_readers.LONGEST_RECORD", 100)
     if name == "a.jsonl":
         lines = [json.dumps({"text": "x" * n}) for n in (87, 88, 5000, 1)]
     else:
@@ -92,10 +93,10 @@ def test_a_record_without_end_is_a_bad_one(tmp_path, monkeypatch, name):
     assert problems.count == 2 and problems.first[0].startswith(f"{path}:{line}: expected ")
 
 
-def test_nan_and_repeated_keys_are_read_as_python_reads_them(tmp_path):
-    """NaN, Infinity and repeated keys are not mistakes; the last of the keys counts."""
-    path = write(tmp_path, "a.jsonl", b'{"x": NaN, "y": -Infinity, "text": "a", "text": "b"}')
-    assert [text for text, _ in read_texts(path)] == ["b"]
+def test_nan_is_read_as_python_reads_it(tmp_path):
+    """NaN and Infinity beside a text are not mistakes."""
+    path = write(tmp_path, "a.jsonl", b'{"x": NaN, "y": -Infinity, "text": "a"}')
+    assert [text for text, _ in read_texts(path)] == ["a"]
 
 
 BAD_LINES = {
@@ -111,6 +112,8 @@ BAD_LINES = {
     b'{"text": ' + b"[" * 200_000 + b"}": ("one JSON object", "nested too deeply"),
     b'{"text": ' + b"9" * 5000 + b"}": ("one JSON object", "digits"),
     b'{"txt": "a"}': ('a field "text"', "'txt'"),
+    b'{"text": "b", "text": "a"}': ("every key once", "the key 'text' twice"),
+    b'{"text": "b", "meta": [{"k": 1, "k": 1}]}': ("every key once", "the key 'k' twice"),
     b"{}": ('a field "text"', "none"),
     b'{"text": ""}': ("text in", "an empty string"),
     b'{"text": " \\n"}': ("text in", "an empty string"),
@@ -143,17 +146,33 @@ def test_an_escaped_pair_of_surrogates_is_a_character(tmp_path):
     assert [text for text, _ in read_texts(path)] == ["😀", "\\ud800"]
 
 
-def test_all_problems_are_counted_and_ten_are_shown(tmp_path):
-    """The error counts the bad records of all files and names the first ten."""
-    one = write(tmp_path, "a.jsonl", b'{"text": "a"}\n' + b"x\n" * 7)
-    two = write(tmp_path, "b.jsonl", b'{"text": "a"}\n' + b"[]\n" * 8)
+def test_all_problems_are_counted_and_ten_kinds_are_shown(tmp_path):
+    """The error counts the bad records of all files and names the first ten kinds of them."""
+    bad = "".join(json.dumps({f"field{i}": 1}) + "\n" for i in range(7)).encode()
+    one = write(tmp_path, "a.jsonl", b'{"text": "a"}\n' + bad)
+    two = write(tmp_path, "b.jsonl", b'{"text": "a"}\n' + bad + bad)
     with pytest.raises(DataError) as error:
         list(read_texts([one, two]))
     lines = str(error.value).split("\n")
-    assert lines[0].startswith("15 bad records") and lines[0].endswith("The first 10:")
+    assert lines[0].startswith("21 bad records") and lines[0].endswith("The first 10 kinds:")
     assert len(lines) == 11
     places = [f"{one}:{i}" for i in range(2, 9)] + [f"{two}:{i}" for i in range(2, 5)]
     assert [line.split(": expected")[0] for line in lines[1:]] == places
+    assert lines[7].endswith("the fields 'field6'")
+    assert lines[8].endswith("the fields 'field0' (2 such records, the last in line 9)")
+
+
+def test_equal_problems_are_one_line_with_a_count(tmp_path):
+    """Ten thousand lines of one fault are one line; another file has a line of its own."""
+    one = write(tmp_path, "a.jsonl", b'{"txt": "a"}\n' * 10_000)
+    two = write(tmp_path, "b.jsonl", b'{"txt": "a"}\n')
+    with pytest.raises(DataError) as error:
+        list(read_texts([one, two]))
+    head, first, second = str(error.value).split("\n")
+    assert head.startswith("10001 bad records") and head.endswith("skip:")
+    assert first.startswith(f"{one}:1: expected ") and "--text_field txt" in first
+    assert first.endswith("(10,000 such records, the last in line 10000)")
+    assert second.startswith(f"{two}:1: expected ") and "such records" not in second
 
 
 def test_consumers_can_add_problems(tmp_path):
@@ -201,7 +220,8 @@ def test_wrong_paths_are_errors_before_anything_is_read(tmp_path):
     [
         ("a.json", b'[{"text": "a"},\n{"text": }]', ["a.json:2", "a JSON list", "column 10"]),
         ("a.json", b'{"text": "a"}', ["a JSON list", "an object", ".jsonl"]),
-        ("a.json", b'{"text": "a"}\n{"text": "b"}', ["a JSON list", "Extra data", ".jsonl"]),
+        ("a.json", b'{\n"a": "b"}\n{"a": "c"}', ["a JSON list", "Extra data", ".jsonl"]),
+        ("a.json", b'{"train": [{"text": "a"}]}', ["a JSON list", "'train'"]),
         ("a.json", b'[\n"\xff"]', ["a.json:2", "UTF-8", "0xff"]),
         ("a.json", b"[" * 200_000, ["a JSON list", "recursion"]),
         ("a.jsonl", "text".encode("utf-16"), ["UTF-8", "UTF-16"]),
@@ -300,7 +320,7 @@ def test_a_long_text_is_cut_at_line_ends(tmp_path):
 
 def test_a_line_of_any_length_is_cut_between_characters(tmp_path, monkeypatch):
     """A txt file that is one endless line is read in pieces without breaking a character."""
-    monkeypatch.setattr("dataset.readers.LONGEST_TEXT_LINE", 1000)
+    monkeypatch.setattr("dataset.line_readers.LONGEST_TEXT_LINE", 1000)
     text = "中文aé😀" * 5000
     documents = [text for text, _ in read_texts(write(tmp_path, "a.txt", text.encode()))]
     assert "".join(documents) == text and len(documents) > 2
@@ -315,8 +335,8 @@ def test_no_character_of_a_txt_file_is_lost(tmp_path_factory, pieces):
         return
     path = write(tmp_path_factory.mktemp("txt"), "a.txt", text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dataset.readers.TEXT_DOCUMENT_BYTES", 40)
-        patch.setattr("dataset.readers.LONGEST_TEXT_LINE", 16)
+        patch.setattr("dataset.line_readers.TEXT_DOCUMENT_BYTES", 40)
+        patch.setattr("dataset.line_readers.LONGEST_TEXT_LINE", 16)
         joined = "".join(document for document, _ in read_texts(path))
     assert text.startswith(joined) and not text[len(joined) :].strip()
 

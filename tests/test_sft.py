@@ -1,5 +1,6 @@
 """Conversations → rows: formats, masks, packing, truncation."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.chat import encode_conversation
+from dataset.chat import THINKING, encode_conversation, training_sequences
 from dataset.conversations import Conversation, read_conversations, to_conversation
 from dataset.packing import best_fit
-from dataset.readers import DataError
-from dataset.sft import EncodedConversations, SFTDataset
+from dataset.records import DataError
+from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
 from model.config import LMConfig
 from model.model import MiniMindLM
 from training.losses import masked_cross_entropy
@@ -43,7 +44,7 @@ def test_tools_and_calls_may_be_json_text():
     call = {"name": "add", "arguments": {"a": 1}}
     system = {"role": "system", "content": ""}
     answer = {"role": "assistant", "content": ""}
-    expected = ([system, QUESTION, answer | {"tool_calls": [call]}], tools)
+    expected = ([QUESTION, answer | {"tool_calls": [call]}], tools)  # an empty prompt is none
     variants = [
         ({"tools": json.dumps(tools)}, {}, json.dumps([call])),
         ({}, {"tools": tools}, [{"type": "function", "function": call}]),
@@ -125,6 +126,32 @@ def test_rows_hold_exactly_the_supervised_tokens(tiny_tokenizer):
     assert dataset.loss_tokens(np.array([-1])) == 0 and dataset[-1][2].sum() == 0
     documents = [len(row[3].unique_consecutive()) for row in dataset]
     assert max(documents) <= dataset.documents_per_row <= max(documents) + 1
+
+
+def test_sequences_of_a_conversation_stay_together(tiny_tokenizer):
+    """Where the template changes earlier turns, each answer is in one sequence, every sequence in
+    one row, and a conversation is held out, or taken twice, as a whole."""
+    thinking = copy.copy(tiny_tokenizer)
+    thinking.chat_template = THINKING
+    made = conversations(tiny_tokenizer)
+    encoded = EncodedConversations(made, thinking, 160)
+    expected = [s for c in made for s in training_sequences(thinking, c.messages).sequences]
+    assert len(encoded) == len(expected) > encoded.num_conversations == len(made)
+    for i, (ids, mask) in enumerate(expected):
+        assert encoded[i][0].tolist() == ids and encoded[i][1].tolist() == mask
+    answers = sum(m["role"] == "assistant" for c in made for m in c.messages)
+    assert len(expected) == answers  # there are no thoughts: every answer has its own sequence
+    dataset = SFTDataset(encoded, 160)
+    assert sorted(np.concatenate(dataset.rows).tolist()) == list(range(len(expected)))
+    train, val = encoded.split(0.3)
+    assert set(train.sources).isdisjoint(val.sources) and len(val) > 0
+    assert set(train.sources) | set(val.sources) == {
+        ("data.jsonl", i + 1) for i in range(len(made))
+    }
+    repeats = repeats_by_weight(encoded, {"data.jsonl": 0.5})
+    kept = {encoded.sources[i] for i in np.flatnonzero(repeats)}
+    assert len(kept) == len(made) // 2
+    assert all(bool(n) == (source in kept) for n, source in zip(repeats, encoded.sources))
 
 
 def test_packed_equals_unpacked(tiny_tokenizer):

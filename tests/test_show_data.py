@@ -67,6 +67,17 @@ def test_cut_left_out_repeated_and_broken_are_counted(show):
     assert out.index(f"── {path}:1 ") < out.index(f"── {path}:2 ") < out.index(f"── {path}:3 ")
 
 
+def test_sequences_of_a_conversation_that_thinks(show):
+    """With thoughts in the data every answer is shown behind what a chat would ask with."""
+    thinking = [*TURNS[:1], TURNS[1] | {"reasoning_content": "Greet."}, *TURNS[2:]]
+    out, _ = show([{"conversations": thinking}])
+    first, second = out.split("── ")[1:3]
+    assert "sequence 1 of 2" in first and "sequence 2 of 2" in second
+    assert "⟦<think>\nGreet.\n</think>\n\nGood day.<|im_end|>⟧" in first
+    assert "assistant\nGood day.<|im_end|>" in second and "Greet." not in second
+    assert "⟦<think>\n\n</think>\n\n2 + 2 = 4.<|im_end|>⟧" in second
+
+
 def test_pairs(show):
     """A file of pairs shows the prompt once and both answers, and counts equal ones as bad."""
     pair = {"prompt": "Which?", "chosen": "This one.", "rejected": "No."}

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from dataset import token_cache
-from dataset.readers import DataError
+from dataset import content_hash, token_cache
+from dataset.records import DataError
 from dataset.token_cache import cached_tokens
 from tests.conftest import ROOT, SENTENCES
 
@@ -79,7 +79,7 @@ def test_a_second_run_reads_neither_data_nor_text(data, tmp_path, tiny_tokenizer
     monkeypatch.setattr(time, "time_ns", lambda: 10**19)
     first = cached_tokens(data, tiny_tokenizer, tmp_path / "cache")
     monkeypatch.setattr(token_cache, "read_texts", no_reading)
-    monkeypatch.setattr(token_cache, "_sha256", no_reading)
+    monkeypatch.setattr(content_hash, "sha256_of", no_reading)
     second = cached_tokens(data, tiny_tokenizer, tmp_path / "cache")
     assert second == first and second.tokens.tolist() == first.tokens.tolist()
 

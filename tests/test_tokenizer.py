@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,7 +210,7 @@ def test_a_missing_or_broken_folder_is_one_line(tiny_tokenizer_dir, tmp_path):
 
 
 def test_files_and_template(tiny_tokenizer_dir, tmp_path):
-    """save() copies what belongs to the tokenizer, with this project's chat template or none."""
+    """save() copies what belongs to the tokenizer, with its chat template or without."""
     folder = rewritten(tiny_tokenizer_dir, tmp_path, lambda spec: None)
     assert load_tokenizer(folder).chat_template is None
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -230,8 +229,7 @@ def test_files_and_template(tiny_tokenizer_dir, tmp_path):
         names |= {"chat_template.jinja"} if chat_template else set()
         assert {file.name for file in copy.iterdir()} == names
         reopened = load_tokenizer(copy)
-        ours = (Path(__file__).parent.parent / "model/tokenizer/chat_template.jinja").read_text()
-        assert reopened.chat_template == (ours if chat_template else None)
+        assert reopened.chat_template == ("in file" if chat_template else None)
         assert reopened.fingerprint == tokenizer.fingerprint
 
 

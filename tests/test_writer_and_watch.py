@@ -51,7 +51,7 @@ def test_a_save_holds_what_was_there_when_it_began(tmp_path):
     for name, parameter in model.named_parameters():
         assert torch.equal(saved[name], before[name])
         assert not torch.equal(saved[name], parameter)
-    moments = load_file(tmp_path / "step-00000001" / "optimizer.safetensors")
+    moments = load_file(tmp_path / "step-00000001" / "resume/optimizer.tensors")
     assert moments["weight.step"] == 1
 
 
@@ -88,7 +88,7 @@ def test_the_next_step_waits_for_the_copy(tmp_path, monkeypatch, name):
     writer.close()
     assert len(steps) == 2
     folder = tmp_path / "step-00000001"
-    saved = load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+    saved = load_file(folder / "model.safetensors") | load_file(folder / "resume/optimizer.tensors")
     for key, tensor in (steps[0] | before).items():
         assert torch.equal(saved[key], tensor), key
     assert not torch.equal(saved["0.weight"], steps[1]["0.weight"])
@@ -206,6 +206,9 @@ class Told:
 
     def rows_in_update(self, update):
         return [update]
+
+    def tokens_in_update(self, update):
+        return update + 1
 
     def place(self, row):
         return f"row {row}"

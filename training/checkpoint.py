@@ -1,7 +1,9 @@
 """Checkpoints: a folder `step-00001000` is complete as soon as it has that name.
 
 Everything is written to a temporary sibling, synced, described by manifest.json (sizes and SHA-256)
-and renamed. A checkpoint is a model folder that other tools open, plus two files for resuming.
+and renamed. A checkpoint is a model folder that other tools open, with a subfolder `resume` for
+what only resuming needs: the optimizer's state, the counts, and the weights where the model's own
+file holds fewer of their bits.
 """
 
 from __future__ import annotations
@@ -18,16 +20,21 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from model.config import LMConfig
-from model.hf_format import DTYPES, load_config, read_header, some_names
+from model.hf_format import (
+    DTYPES,
+    EXACT_WEIGHTS_FILE,
+    RESUME_FOLDER,
+    read_header,
+    some_names,
+    write_tensors,
+)
 from model.json_file import read_json, shown
 from training.distributed import like
 
 _STEP = re.compile(r"step-(\d{8,})")
-_RESUME_FILES = {"optimizer.safetensors", "trainer_state.json"}
+_README_MARK = "<!-- written by training: kept up to date as long as this line stands here -->"
 
 
 def write_checkpoint(
@@ -45,13 +52,15 @@ def write_checkpoint(
     temporary.mkdir(parents=True)
     try:
         write_model(temporary)
-        save_file(optimizer_state, temporary / "optimizer.safetensors")
+        inside = temporary / RESUME_FOLDER
+        inside.mkdir(exist_ok=True)
+        write_tensors(inside / "optimizer.tensors", optimizer_state)
         # JSON knows no NaN: a best loss that is no number is as good as none
         state = {k: None if _is_no_number(v) else v for k, v in state.items()}
-        (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
-        files = {f.name: _describe(f) for f in sorted(temporary.iterdir())}
+        (inside / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+        files = {name: _describe(temporary / name) for name in _files_in(temporary)}
         (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2) + "\n")
-        for path in (*temporary.iterdir(), temporary):
+        for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         if folder.exists():  # the same step again, after a resume from before it
             shutil.rmtree(folder)
@@ -60,31 +69,62 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _write_readme(folder)
     return folder
 
 
-def find_checkpoint(
-    out_dir: Path, resume: str, overwrite: bool, config: LMConfig | None = None
-) -> Path | None:
+def _files_in(folder: Path) -> list[str]:
+    """The paths of all files in a folder and its subfolders, from there: "resume/…" for some."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+
+
+def resume_files(folder: Path) -> tuple[Path, Path]:
+    """Where a checkpoint has the optimizer's state and the counts; old ones: beside the weights."""
+    inside = folder / RESUME_FOLDER
+    if inside.is_dir():
+        return inside / "optimizer.tensors", inside / "trainer_state.json"
+    return folder / "optimizer.safetensors", folder / "trainer_state.json"
+
+
+def exact_weights(folder: Path | None) -> Path | None:
+    """The file with the very weights of a checkpoint, if its model.safetensors has them rounded."""
+    file = folder and folder / RESUME_FOLDER / EXACT_WEIGHTS_FILE
+    return file if file and file.is_file() else None
+
+
+def _write_readme(newest: Path):
+    """Say in the run's folder which of its folders other tools open; a failure only warns."""
+    readme = newest.parent / "README.md"
+    peft = (newest / "adapter_config.json").is_file()
+    library, name = ("peft", "AutoPeftModel") if peft else ("transformers", "AutoModel")
+    text = f"""# This is the folder of a training run, not of a model
+{_README_MARK}
+
+Every `step-…` in here is {"an adapter" if peft else "a model"} folder that other tools open.
+The newest:
+
+```python
+from {library} import {name}ForCausalLM
+
+model = {name}ForCausalLM.from_pretrained({json.dumps(str(newest), ensure_ascii=False)})
+```
+
+The scripts of this project take either folder and find the newest step themselves. A step's
+subfolder `resume` is needed to go on training and for nothing else: leave it out where you publish
+a model.
+"""
+    try:
+        if not readme.exists() or _README_MARK in readme.read_text("utf-8", "replace"):
+            readme.write_text(text, encoding="utf-8")
+    except OSError as error:
+        print(f"warning: could not write {readme}: {error}", file=sys.stderr)
+
+
+def find_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
     """The checkpoint that --resume means, or None to start anew. Deletes nothing.
 
-    Raises ValueError where starting anew would run over an earlier run's checkpoints, or where the
-    checkpoint holds another model than `config` (None: it holds an adapter, checked when loaded).
+    Raises ValueError where starting anew would run over an earlier run's checkpoints.
     """
-    folder = _named_checkpoint(out_dir, resume, overwrite)
-    if folder is not None and config is not None:
-        saved = load_config(folder)
-        for name, value in config.to_dict().items():
-            have = getattr(saved, name)
-            if have != value:
-                raise ValueError(
-                    f"--resume: {folder} was trained with {name} {have}, this run asks for "
-                    f"{value}; give the same flags, or another --out_dir"
-                )
-    return folder
-
-
-def _named_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | None:
     if resume == "auto":
         newest = newest_checkpoint(out_dir)
         if newest is None and step_folders(out_dir):
@@ -110,27 +150,9 @@ def _named_checkpoint(out_dir: Path, resume: str, overwrite: bool) -> Path | Non
     return folder
 
 
-def check_same_run(folder: Path, run: dict, allow_changed_data: bool):
-    """Refuse to go on from a checkpoint of other data, another order or another batch.
-
-    run: {"data_fingerprint", "rows_per_update", "seed", ...} of the run about to start.
-    """
-    state = read_json(folder / "trainer_state.json")
-    for name, value in run.items():
-        if state.get(name) == value:
-            continue
-        if name == "data_fingerprint":
-            if not allow_changed_data:
-                raise ValueError(
-                    f"--resume: the data (files, tokenizer, held-out split or --max_seq_len) is "
-                    f"not what {folder} was trained on; give the same data, another --out_dir, "
-                    "or --resume_on_changed_data"
-                )
-        else:
-            raise ValueError(
-                f"--resume: {folder} was trained with {name} {state.get(name)}, "
-                f"this run has {value}"
-            )
+def recorded(folder: Path | None, name: str) -> object:
+    """What a checkpoint's trainer_state.json says under a name; None without a checkpoint."""
+    return folder and read_json(resume_files(folder)[1]).get(name)
 
 
 def clear_run(out_dir: Path):
@@ -141,13 +163,11 @@ def clear_run(out_dir: Path):
         (Path(out_dir) / name).unlink(missing_ok=True)
 
 
-def resume(folder: Path, identity: dict, model: nn.Module, optimizer, scaler, args) -> dict:
+def resume(folder: Path, model: nn.Module, optimizer, scaler) -> dict:
     """Put optimizer and scaler back as they were and return trainer_state.json.
 
-    The model is loaded apart. identity: what `check_same_run` compares. Raises ValueError with the
-    path for a checkpoint that does not fit.
+    The model is loaded apart. Raises ValueError with the path for a checkpoint that does not fit.
     """
-    check_same_run(folder, identity, args.resume_on_changed_data)
     state = load_training_state(folder, model, optimizer)
     try:
         scaler.load_state_dict(state["scaler"])
@@ -165,8 +185,8 @@ def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
     Names, shapes and dtypes are compared with the model's before memory is taken, and values that
     no optimizer computes are refused. Raises ValueError with the path.
     """
-    state = _read_state(folder / "trainer_state.json")
-    file = folder / "optimizer.safetensors"
+    file, state_file = resume_files(folder)
+    state = read_state(state_file)
     stored = read_header(file)
     keys = _state_keys(optimizer)
     expected = {f"{name}.{key}" for name, p in trained(model) for key in keys[p]}
@@ -199,7 +219,7 @@ def load_training_state(folder: Path, model: nn.Module, optimizer) -> dict:
 _COUNTS = ("step", "tokens", "pairs", "metrics_lines", "best_step", "bad_steps", "bad_in_a_row")
 
 
-def _read_state(path: Path) -> dict:
+def read_state(path: Path) -> dict:
     """trainer_state.json; ValueError unless what training counts with is what it should be."""
     state = read_json(path)
 
@@ -216,6 +236,9 @@ def _read_state(path: Path) -> dict:
     require(isinstance(state.get("scaler"), dict), "scaler", "an object")
     require(isinstance(state.get("eval_due", False), bool), "eval_due", "true or false")
     require(_is_loss(state.get("best_val_loss", 0)), "best_val_loss", "a number or null")
+    since_log = state.get("since_log", [])
+    fits = isinstance(since_log, list) and len(since_log) < 100 and all(map(_is_loss, since_log))
+    require(fits and None not in since_log, "since_log", "a list of numbers")
     usual = state.get("usual_loss", [0, 0, 0])
     fits = isinstance(usual, list) and len(usual) == 3 and all(map(_is_loss, usual))
     require(fits and None not in usual, "usual_loss", "three numbers")
@@ -253,10 +276,12 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None if sizes and SHA-256 are as recorded."""
     try:
         files = read_json(folder / "manifest.json").get("files")
-        if not isinstance(files, dict) or not files.keys() >= _RESUME_FILES:
-            return f"manifest.json does not name {', '.join(sorted(_RESUME_FILES))}"
+        read = [*resume_files(folder), exact_weights(folder)]
+        needed = {file.relative_to(folder).as_posix() for file in read if file}
+        if not isinstance(files, dict) or not files.keys() >= needed:
+            return f"manifest.json does not name {', '.join(sorted(needed))}"
         for name, recorded in files.items():
-            if name != Path(name).name:
+            if name not in (Path(name).name, f"{RESUME_FOLDER}/{Path(name).name}"):
                 return f"manifest.json names a file outside the folder: {shown(name)!r}"
             file = folder / name
             # the size first: what was cut off, or is a pipe or a device, need not be read

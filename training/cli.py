@@ -18,10 +18,12 @@ import torch
 from model.config import PRESETS, LMConfig
 from model.hf_format import load_config
 from model.lora import LoRAConfig, default_targets
-from training.distributed import Ranks
+from training import run_lock
+from training.distributed import Ranks, shutdown
 from training.terminal import forgive_encodings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TOKENIZER = REPOSITORY / "model" / "tokenizer"
 LONG_RUN = 1000  # optimizer steps from which compiling pays on a CPU
 LARGEST_SEED = 2**63 - 1  # that torch's generators take
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # smaller ones are denormal, or 0 on a GPU
@@ -33,6 +35,12 @@ CHANGEABLE = (
     "yarn_beta_slow", "yarn_attention_factor", "dropout", "router_aux_loss_coef",
     "initializer_range",
 )  # fmt: skip
+
+
+_NO_GRADIENT = (
+    "one expert per token with norm_topk_prob: the renormalised weight is always 1, so the router "
+    "gets no gradient from the language-model loss"
+)
 
 
 def new_parser(doc: str) -> argparse.ArgumentParser:
@@ -81,6 +89,8 @@ def add_lora_flags(parser: argparse.ArgumentParser, rank: int):
 def build_lora(args: argparse.Namespace, config: LMConfig) -> LoRAConfig:
     """The LoRAConfig that the flags ask for. Raises ValueError naming the flag."""
     targets = tuple(args.lora_targets or default_targets(config.use_moe))
+    if "gate" in targets and not config.router_learns:
+        raise ValueError(f"--lora_targets gate: {_NO_GRADIENT}")
     return LoRAConfig(
         args.lora_rank, args.lora_alpha, args.lora_dropout, targets, args.use_rslora, args.use_dora
     )
@@ -107,6 +117,12 @@ def build_config(args: argparse.Namespace, tokenizer_size: int) -> LMConfig:
                 have = getattr(loaded, name)
                 raise ValueError(f"--{name} {value}: the model in --init_from has {have}")
         config = loaded.with_changes(**given)
+    if not config.router_learns and not getattr(args, "lora_rank", 0):
+        where = f"--init_from {args.init_from}" if args.init_from else "--num_experts_per_tok 1"
+        raise ValueError(
+            f"{where}: {_NO_GRADIENT}; train adapters in place of all weights, or a model with "
+            "2 experts per token or --no-norm_topk_prob"
+        )
     if config.vocab_size < tokenizer_size:
         raise ValueError(
             f"--vocab_size {config.vocab_size}: the tokenizer has {tokenizer_size} entries; "
@@ -183,7 +199,9 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
         help="newest checkpoints kept, + the best",
     )
     add("--resume", default="auto", help="auto: go on from out_dir's newest step; never; or a path")
-    text = "go on from a checkpoint though the data is not the same"
+    text = "go on from a checkpoint of another run (data, seed, batch, base): name what differs"
+    add("--allow_changes", action="store_true", help=text)
+    text = "the same where nothing but the data differs"
     add("--resume_on_changed_data", action="store_true", help=text)
     add("--overwrite", action="store_true", help="with --resume never: delete what out_dir holds")
     text = "updates in a row that may be skipped because loss or gradient is not finite"
@@ -239,9 +257,17 @@ def in_range(low: float, high: float, or_zero: bool = False) -> Callable[[str], 
 
 
 def paired(paths: list, weights: list[float]) -> dict[str, float]:
-    """--data_weights by file; ValueError unless there is one for each."""
+    """--data_weights by file; ValueError unless there is one for each, and each file once."""
     if len(paths) != len(weights):
         raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
+    resolved = [Path(path).resolve() for path in paths]
+    for path, place in zip(paths, resolved):
+        if (times := resolved.count(place)) > 1:
+            total = sum(weight for other, weight in zip(resolved, weights) if other == place)
+            raise ValueError(
+                f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
+                "in --data_weights"
+            )
     return {str(path): weight for path, weight in zip(paths, weights)}
 
 
@@ -325,6 +351,7 @@ def run(main: Callable[[], None]):
     forgive_encodings()
     try:
         main()
+        shutdown()  # of a run that had nothing to do
     except ValueError as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         ours = Path(last.filename).resolve()
@@ -347,3 +374,5 @@ def run(main: Callable[[], None]):
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        run_lock.release()

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.chat import IM_END, encode_conversation
+from dataset.chat import encode_conversation, said_aloud, stop_ids
 from dataset.conversations import BadConversation, to_conversation
-from dataset.readers import Problems, read_records
+from dataset.readers import read_records
+from dataset.records import Problems
 from dataset.sft import EncodedConversations
 from model.generation import generate, greedy_answers
 from training.distributed import Ranks, sum_over_ranks
@@ -123,7 +124,7 @@ def read_questions(path: str | Path, tokenizer, chat: bool = True) -> list[Quest
             ids, _ = encode_conversation(tokenizer, messages, tools, add_generation_prompt=True)
         else:
             lines = "".join(message["content"] + "\n" for message in messages)
-            ids = [tokenizer.eos_id, *tokenizer.encode_text(lines)]
+            ids = tokenizer.encode_text(lines)
         questions.append(Question(text, answer, ids))
     return questions
 
@@ -136,7 +137,7 @@ def first_questions(encoded: EncodedConversations, tokenizer, count: int) -> lis
         start = int(mask.argmax())
         end = start + int((mask[start:] == 0).argmax())  # the turn's closing newline has mask 0
         text = " ".join(tokenizer.decode(ids[:start].tolist(), True).split())
-        answer = tokenizer.decode(ids[start : end - 1].tolist())
+        answer = said_aloud(tokenizer, ids[start : end - 1].tolist())
         questions.append(Question(text, answer, ids[:start].tolist()))
     return questions
 
@@ -150,12 +151,11 @@ def ask(
     """
     was_training = model.training
     model.eval()
-    stop_ids = {tokenizer.eos_id, tokenizer.control_id(IM_END)}
     prompts = [question.prompt for question in questions]
     is_over = None if stop is None else lambda: stop.signal != 0
-    answers = greedy_answers(model, prompts, max_new_tokens, stop_ids, is_over)
+    answers = greedy_answers(model, prompts, max_new_tokens, set(stop_ids(tokenizer)), is_over)
     model.train(was_training)
-    return [tokenizer.decode(ids).strip() for ids in answers]
+    return [said_aloud(tokenizer, ids) for ids in answers]
 
 
 def exact_match(questions: list[Question], answers: list[str]) -> float:

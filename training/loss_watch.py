@@ -1,4 +1,4 @@
-"""Bad numbers: updates that are not finite are skipped and counted, sudden rises are reported."""
+"""Every update's numbers: bad ones are counted, sudden rises reported, the rest averaged."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ SPIKE_NATS = 0.3  # and this much, is a spike
 class LossWatch:
     """Judges every update by its loss and its gradient's norm, the same numbers on all ranks.
 
+    What is logged are the means over all good updates since the last log line, each weighted with
+    its targets (or pairs): the numbers of a single update mislead.
+
     The optimizer has skipped a bad one by itself (optimizers.skip_unless_finite). The numbers are
     read when the next update has been handed to the device, so that no GPU waits for Python.
 
@@ -33,36 +36,60 @@ class LossWatch:
         state.setdefault("bad_steps", 0)  # in all
         state.setdefault("bad_in_a_row", 0)
         state.setdefault("usual_loss", [0.0, 0.0, 0])  # mean, variance, updates
+        state.setdefault("since_log", [])  # targets since the last log line, means over them
         self._pending = None  # an update that has not been judged, its numbers on their way
         self._was_good = True
 
-    def note(self, step: int, loss: Tensor, grad_norm: Tensor, scaled: bool):
+    def note(self, step: int, values: Tensor, grad_norm: Tensor, scaled: bool):
         """Judge the update before, and remember this one. `step` counts updates from 0.
 
-        loss, grad_norm  scalars on the device
+        values           of the update, the loss first, on the device: [values], or a scalar
+        grad_norm        a scalar on the device
         scaled           a GradScaler skips overflowing gradients itself and that is nothing
                          unusual; then the loss alone decides
 
         Raises ValueError after too many bad updates in a row.
         """
         self.settle()
-        numbers, arrived = torch.stack((loss.float(), grad_norm.float())), None
+        weight = self.sampler.tokens_in_update(step % self.sampler.updates_per_epoch)
+        numbers, arrived = torch.cat((grad_norm.float().view(1), values.float().view(-1))), None
         if numbers.device.type == "cuda":
-            on_host = torch.empty(2, pin_memory=True)
+            on_host = torch.empty(len(numbers), pin_memory=True)
             numbers = on_host.copy_(numbers, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        self._pending = step, numbers, arrived, scaled
+        self._pending = step, weight, numbers, arrived, scaled
 
     def settle(self) -> bool:
         """Judge what has not been judged; whether the last update was a good one."""
         if self._pending is not None:
-            step, numbers, arrived, scaled = self._pending
+            step, weight, numbers, arrived, scaled = self._pending
             self._pending = None
             if arrived is not None:
                 arrived.synchronize()
-            self._was_good = self._judge(step, *numbers.tolist(), scaled)
+            grad_norm, *values = numbers.tolist()
+            self._was_good = self._judge(step, values[0], grad_norm, scaled)
+            if self._was_good:
+                self._add(weight, values)
         return self._was_good
+
+    def means(self) -> list[float]:
+        """The means of `note`'s values over the good updates since the last call.
+
+        Call it when `settle` has said that the last update was a good one.
+        """
+        _, *means = self.state["since_log"]
+        self.state["since_log"] = []
+        return means
+
+    def _add(self, weight: int, values: list[float]):
+        total, *means = self.state["since_log"] or [0, *values]
+        total += weight
+        if len(means) != len(values):  # a checkpoint that somebody has edited
+            total, means = weight, values
+        # in this form the mean of one update is that update's value to the bit
+        means = [m + (v - m) * (weight / total) for m, v in zip(means, values)]
+        self.state["since_log"] = [total, *means]
 
     def _judge(self, step: int, loss: float, grad_norm: float, scaled: bool) -> bool:
         state = self.state

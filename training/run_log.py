@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from training import run_lock
 from training.memory import resident_bytes
+from training.plot import plot_metrics, read_metrics
 from training.speed import matmul_rate
 
 NOT_PRINTED = ("epoch", "tokens", "pairs")  # in metrics.jsonl alone: they follow from the step
@@ -137,6 +139,19 @@ class RunLog:
         if self.is_main:
             tqdm.write(text) if self.bar is not None else print(text, flush=True)
 
+    def held_out(self, state: dict, val_loss: float, **values):
+        """Record and draw what was measured after state["step"] updates; note the best loss.
+
+        The loss before the first update is nobody's best: no checkpoint holds those weights.
+        """
+        self.metrics(state["step"], val_loss=val_loss, **values)
+        self.plot()
+        state["eval_due"] = False
+        best = state["best_val_loss"]
+        if state["step"] > 0 and (best is None or val_loss < best):
+            state.update(best_val_loss=val_loss, best_step=state["step"])
+        self.pause_clock()
+
     def plot(self):
         """Draw loss.png from metrics.jsonl."""
         if self.is_main:
@@ -148,16 +163,19 @@ class RunLog:
             folder = self.path.parent
             if stopped_by:
                 name = signal.Signals(stopped_by).name
-                self.say(
-                    f"stopped by {name} after step {step} of {self.total_steps}, saved in "
-                    f"{folder}: the same command goes on from there"
-                )
+                if step == 0:
+                    self.say(f"stopped by {name} before the first update")
+                else:
+                    self.say(
+                        f"stopped by {name} after step {step} of {self.total_steps}, saved in "
+                        f"{folder}: the same command goes on from there"
+                    )
             else:
                 self.say(f"done: {folder} holds the checkpoints, metrics.jsonl and loss.png")
         self.close()
 
     def close(self):
-        """Flush, draw, and end the bar and the wandb run."""
+        """Flush, draw, end the bar and the wandb run, and leave the folder to others."""
         if self.is_main:
             self.file.close()
             self.plot()
@@ -165,6 +183,7 @@ class RunLog:
                 self.bar.close()
             if self.wandb:
                 self.wandb.finish()
+            run_lock.release()
 
     def _keep_lines(self, count: int):
         kept = read_metrics(self.path)[:count] if self.path.exists() else []
@@ -173,54 +192,6 @@ class RunLog:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
             temporary.replace(self.path)
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl; a last line cut off by a kill is left out."""
-    records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
-
-
-def plot_metrics(path: Path, image: Path):
-    """Training and held-out loss over steps, with the learning rate below, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    records = read_metrics(path)
-    train = [(r["step"], r["loss"]) for r in records if "loss" in r]
-    held_out = [(r["step"], r["val_loss"]) for r in records if "val_loss" in r]
-    rates = [(r["step"], r["lr"]) for r in records if "lr" in r]
-    if not train:
-        return
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(8, 5.5), sharex=True, height_ratios=(4, 1), layout="constrained"
-    )
-    top.plot(*zip(*train), color="tab:blue", linewidth=1, alpha=0.8, label="training")
-    if held_out:
-        top.plot(*zip(*held_out), color="tab:orange", marker="o", markersize=4, label="held out")
-        last_step, last = held_out[-1]
-        top.annotate(f"{last:.3f}", (last_step, last), xytext=(0, 8), textcoords="offset points",
-                     ha="right", color="tab:orange")  # fmt: skip
-    of_pairs = any("pairs" in record for record in records)  # whose loss has no unit
-    top.set_ylabel("loss" if of_pairs else "loss (nats per token)")
-    top.grid(alpha=0.3)
-    top.legend(frameon=False)
-    bottom.plot(*zip(*rates), color="tab:gray", linewidth=1)
-    bottom.set_ylabel("learning rate")
-    bottom.set_xlabel("optimizer step")
-    bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    bottom.grid(alpha=0.3)
-    temporary = image.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.replace(image)
 
 
 def _short(value) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from training import run_lock
 from training.checkpoint import (
     optimizer_tensors,
     remove_leftovers,
@@ -78,7 +79,9 @@ class CheckpointWriter:
         self._copied_on_gpu = None
         arguments = (tensors, device, computed, list(weights), list(moments), copy.deepcopy(state))
         # not a daemon: should training fail, the interpreter still waits for the writing
-        self._thread = threading.Thread(target=self._run, args=(*arguments, write_model))
+        self._thread = threading.Thread(
+            target=self._run, args=(*arguments, write_model), name=run_lock.WRITER
+        )
         self._thread.start()
 
     def wait_for_copy(self):

@@ -1,0 +1,138 @@
+"""How a run begins: everything that needs no data is checked first, then it is new or goes on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from dataset.readers import check_path
+from model.config import LMConfig
+from training import checkpoint, cli, run_lock
+from training.distributed import Ranks, sum_over_ranks
+from training.identity import (
+    DATA_FLAGS,
+    changed_flags,
+    check_identity,
+    earlier_flags,
+    in_words,
+    run_identity,
+)
+from training.plot import plot_metrics
+
+DEMO_DATA = Path("out/demo_data")  # written where no --data_path is given
+
+
+def begin(args, ranks: Ranks, config: LMConfig, adapter=None, **more):
+    """The checkpoint to go on from, or None, and the run's identity (but for the data).
+
+    Checks the data files and folders that the flags name, takes --out_dir for this run (run_lock)
+    and compares the checkpoint. adapter, more: as in `run_identity`. Collective. Raises ValueError
+    naming the flag. Both results are None if the run has all its steps already, which is said.
+    """
+    _check_paths(args)
+    refused = None
+    if ranks.is_main:
+        try:
+            run_lock.take(args.out_dir)
+        except ValueError as error:
+            refused = str(error)
+    if sum_over_ranks(torch.tensor(float(refused is not None), device=ranks.device)):
+        raise ValueError(refused or f"--out_dir {args.out_dir}: refused on the first rank")
+    resumed_from = checkpoint.find_checkpoint(args.out_dir, args.resume, args.overwrite)
+    identity = run_identity(args, ranks, adapter, **more)
+    if resumed_from is not None:
+        of_weights = config if adapter is None else None
+        allowed = check_identity(resumed_from, identity, args, ranks, of_weights)
+        _say(ranks, allowed)
+        known = earlier_flags(resumed_from)
+        other_data = set(DATA_FLAGS) & set(changed_flags(resumed_from, args, None))
+        known_data = args.max_steps and known and not other_data  # else it is compared first
+        if known_data and _is_finished(resumed_from, args.max_steps, args, ranks, config):
+            return None, None
+    return resumed_from, identity
+
+
+def first_state(
+    resumed_from: Path | None, identity: dict, total_steps: int, model, optimizer, scaler, args,
+    ranks: Ranks, eval_due: bool,
+) -> dict | None:  # fmt: skip
+    """What a run remembers beside its weights: of a new run, or as `resumed_from` had it.
+
+    Puts optimizer and scaler back, deletes what --overwrite is to delete, and writes args.json.
+    identity: with the data's fingerprint. eval_due: whether a new run begins with held-out
+    figures. None if the run has all its steps already.
+    """
+    state = {"step": 0, "metrics_lines": 0, "best_val_loss": None, "best_step": None}
+    state |= {"tokens": 0, "pairs": 0, "eval_due": eval_due}
+    changes: list = []
+    if resumed_from is not None:
+        data = {"data_fingerprint": identity["data_fingerprint"]}
+        _say(ranks, check_identity(resumed_from, data, args, ranks, None))
+        if _is_finished(resumed_from, total_steps, args, ranks, model.config):
+            return None
+        state |= checkpoint.resume(resumed_from, model, optimizer, scaler)
+        changes = _changes(resumed_from, args, model.config, state["step"], ranks)
+    elif args.overwrite and ranks.is_main:
+        checkpoint.clear_run(args.out_dir)
+    if ranks.is_main:
+        config = model.config.to_dict()
+        cli.write_args(args.out_dir, args, config=config, changes=changes, **identity)
+    return state
+
+
+def _check_paths(args):
+    """Files and folders that the flags name; ValueError for one that is missing or not writable."""
+    for flag in ("data_path", "val_data_path"):
+        for path in getattr(args, flag) or []:
+            check_path(path, f"--{flag}")
+    if getattr(args, "questions", None):
+        check_path(args.questions, "--questions")
+    if getattr(args, "data_weights", None):
+        cli.paired(args.data_path or ["the demo corpus"], args.data_weights)
+    _check_writable(args.cache_dir, f"--cache_dir {args.cache_dir}")
+    if args.data_path is None:
+        _check_writable(DEMO_DATA, f"{DEMO_DATA}, where the demo corpus goes")
+
+
+def _check_writable(folder: Path, name: str):
+    """ValueError if a folder, or the nearest above it that exists, cannot be written."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}: cannot be written")
+
+
+def _changes(resumed_from: Path, args, config, step: int, ranks: Ranks) -> list[dict]:
+    """What args.json remembers of changed flags: {"step", flag: [before, now], …} of each time."""
+    before = earlier_flags(resumed_from).get("changes")
+    changes = before if isinstance(before, list) else []
+    changed = changed_flags(resumed_from, args, config)
+    if changed:
+        _say(ranks, [f"changed since step {step}: {in_words(changed)}"])
+        changes = [*changes, {"step": step} | changed]
+    return changes
+
+
+def _is_finished(folder: Path, total_steps: int, args, ranks: Ranks, config: LMConfig) -> bool:
+    """Whether a checkpoint has all steps that are asked for; then that is said, and all is left."""
+    state = checkpoint.read_state(checkpoint.resume_files(folder)[1])
+    if state["step"] < total_steps or state.get("eval_due"):
+        return False
+    changed = changed_flags(folder, args, config)
+    other = f"; other flags than that run's: {in_words(changed)}" if changed else ""
+    _say(ranks, [f"nothing to do: step {state['step']} of {total_steps} is in {folder}{other}"])
+    if ranks.is_main:
+        # what a run that was killed after its last save has not come to
+        checkpoint.remove_leftovers(args.out_dir)
+        metrics = Path(args.out_dir) / "metrics.jsonl"
+        if metrics.is_file() and not metrics.with_name("loss.png").exists():
+            plot_metrics(metrics, metrics.with_name("loss.png"))
+        run_lock.release()
+    return True
+
+
+def _say(ranks: Ranks, lines: list[str]):
+    if ranks.is_main:
+        for line in lines:
+            print(line, flush=True)
