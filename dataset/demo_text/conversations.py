@@ -13,16 +13,16 @@ from dataset.demo_text.words_en import Story
 
 # Conversations of each kind and language.
 COUNTS = {
-    "fact": {"en": 620, "zh": 380},
-    "sum": {"en": 850, "zh": 420},
-    "comparison": {"en": 240, "zh": 180},
-    "count": {"en": 100, "zh": 70},
-    "identity": {"en": 80, "zh": 70},
-    "follow_up": {"en": 330, "zh": 220},
+    "fact": {"en": 800, "zh": 480},
+    "sum": {"en": 1050, "zh": 520},
+    "comparison": {"en": 300, "zh": 220},
+    "count": {"en": 110, "zh": 80},
+    "identity": {"en": 90, "zh": 80},
+    "follow_up": {"en": 150, "zh": 100},
     "chat": {"en": 60, "zh": 40},
-    "story": {"en": 110, "zh": 60},
+    "story": {"en": 90, "zh": 50},
     "system": {"en": 160, "zh": 110},
-    "tool": {"en": 90, "zh": 60},
+    "tool": {"en": 84, "zh": 56},
     "reasoning": {"en": 150, "zh": 100},
 }
 
@@ -199,7 +199,7 @@ def reasoning_conversation(rng: random.Random, lang: str) -> list[dict]:
 def _conversation(kind: str, rng: random.Random, decks: QuestionDecks) -> list[dict]:
     lang = decks.lang
     if kind == "follow_up":
-        turns = decks.fact_and_follow_ups(1 + below(rng, 3))
+        turns = decks.fact_and_follow_ups(1 + below(rng, 2))
         return messages(turns)
     if kind == "chat":
         return chat(rng, decks)
