@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import trl
 from safetensors.torch import load_file
 
 import eval_model
@@ -222,6 +223,24 @@ def test_a_model_that_is_taught_to_think_gets_the_switch(monkeypatch, tmp_path, 
         else:
             with pytest.raises(ValueError, match="--thinking"):
                 eval_model.main()
+
+
+@pytest.mark.parametrize("script", ["full_sft", "lora", "dpo"])
+def test_a_folder_with_its_own_template_keeps_it(monkeypatch, tmp_path, base, flags, script):
+    """A model with Qwen3's own template is trained and answered through it, and leaves with it."""
+    template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text("utf-8")
+    (base / "chat_template.jinja").write_text(template)
+    train(monkeypatch, script, tmp_path / "run", *flags[script], "--max_steps", 1)
+    folder = tmp_path / "run" / "step-00000001"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == template
+    messages = [say("user", "1?"), say("assistant", "2"), say("user", "3?")]
+    for thinking in (False, True):
+        theirs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, enable_thinking=thinking, return_dict=True
+        )["input_ids"]
+        ours = encode_conversation(load_tokenizer(folder), messages, None, True, thinking)
+        assert ours.ids == theirs
 
 
 def test_weights_of_files(monkeypatch, tmp_path, flags, capsys):
