@@ -75,7 +75,7 @@ def test_a_base_model_continues_the_prompt(monkeypatch, capsys, base_folder):
 
 @pytest.mark.parametrize("prompt", ["The cat", "从前有一只小猫", "  def f(x):"])
 def test_transformers_continues_a_prompt_alike(monkeypatch, capsys, base_folder, prompt):
-    """generate(**tokenizer(prompt)) gives what eval_model.py prints: both begin with the same ids."""
+    """generate(**tokenizer(prompt)) gives what eval_model.py prints: both begin with one prompt."""
     out = run(
         monkeypatch, capsys, "--model", base_folder, "--prompt", prompt,
         "--temperature", "0", "--max_new_tokens", "12",
