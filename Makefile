@@ -20,11 +20,11 @@ demo: $(VENV)/.installed
 	$(RUN) eval_model.py --model out/pretrain --prompt "One sunny morning, a little girl" \
 		--temperature 0.5 --max_new_tokens 300 --seed 1
 	$(RUN) train_full_sft.py --init_from out/pretrain --optimizer muon --learning_rate 1e-2 \
-		--batch_size 8 --max_steps 240 --eval_interval 120 --out_dir out/full_sft
+		--batch_size 8 --max_seq_len 256 --max_steps 240 --eval_interval 120 --out_dir out/full_sft
 	$(RUN) train_lora.py --init_from out/full_sft --lora_alpha 32 --learning_rate 2e-2 \
-		--batch_size 8 --max_steps 60 --out_dir out/lora
+		--batch_size 8 --max_seq_len 256 --max_steps 60 --out_dir out/lora
 	$(RUN) train_dpo.py --init_from out/full_sft --sft_weight 1 --learning_rate 5e-4 \
-		--warmup_steps 5 --max_steps 50 --out_dir out/dpo
+		--warmup_steps 5 --max_seq_len 768 --max_steps 50 --out_dir out/dpo
 	$(RUN) scripts/demo_table.py
 	@echo
 	@printf '%s\n' "Who are you?" "What is jam made from?" "法国的首都是哪里？" "Thank you!" | \

@@ -33,7 +33,10 @@ def main():
     tokenizer = load_tokenizer(base)
     model = load_model(base)
     lora.load_adapter(model, adapter, weights_sha256(base))
+    was_tied = model.config.tie_word_embeddings
     lora.merge(model)
+    if was_tied and not model.config.tie_word_embeddings:
+        print("the adapter changes lm_head alone: it is no longer tied to the embedding")
     args.out_dir.mkdir(parents=True)
     save_model(model, args.out_dir, [tokenizer.control_id(IM_END), tokenizer.eos_id])
     tokenizer.save(args.out_dir, chat_template=True)
