@@ -216,7 +216,12 @@ def main():
         if getattr(args, name) is not None:
             setattr(args, name, as_text(getattr(args, name), f"--{name}"))
     folder = model_folder(args.model, "--model")
-    adapters = {path.name: adapter_folder(path, "--lora") for path in args.lora}
+    names = [path.name for path in args.lora]  # the whole path where two have one name
+    is_clear = {name: names.count(name) == 1 and name != "off" for name in names}
+    adapters = {
+        path.name if is_clear[path.name] else str(path): adapter_folder(path, "--lora")
+        for path in args.lora
+    }
     # an adapter made from a base model may be what taught it to chat: its folder says so
     tokenizer_folders = [f for f in adapters.values() if (f / "tokenizer.json").is_file()]
     tokenizer = load_tokenizer((*tokenizer_folders, folder)[0])
