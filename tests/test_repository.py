@@ -16,6 +16,7 @@ import train_tokenizer
 from benchmarks import (
     bench_checkpoint,
     bench_data,
+    bench_first_tokens,
     bench_generate,
     bench_kernels,
     bench_lookup,
@@ -38,6 +39,7 @@ PARSERS = {
     "scripts/validate_data.py": validate_data.parse_args,
     "benchmarks/bench_checkpoint.py": bench_checkpoint.parse_args,
     "benchmarks/bench_data.py": bench_data.parse_args,
+    "benchmarks/bench_first_tokens.py": bench_first_tokens.parse_args,
     "benchmarks/bench_generate.py": bench_generate.parse_args,
     "benchmarks/bench_kernels.py": bench_kernels.parse_args,
     "benchmarks/bench_lookup.py": bench_lookup.parse_args,
