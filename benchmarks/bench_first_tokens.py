@@ -4,7 +4,7 @@
 
 Other tools begin a prompt without it, pretraining rows have it between documents. Printed is the
 loss of the 2nd to 16th token of held-out texts, by our code and by transformers from the same
-folder; and in how many of the first texts both continue the first four tokens with the same sixteen,
+folder; and in how many of the first texts both continue four tokens with the same sixteen,
 greedily. Without --data_path the texts are those that `make demo` holds out. No times.
 """
 
