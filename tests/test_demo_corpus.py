@@ -120,10 +120,11 @@ def test_sizes(folder, records):
     """The files have the sizes that the demo run and its documentation count on."""
     size = (folder / "pretrain.jsonl").stat().st_size
     assert 4_000_000 < size < 5_300_000
-    assert 6_500 < len(records["sft.jsonl"]) < 7_500
+    assert 5_000 < len(records["sft.jsonl"]) < 6_000
     assert len(records["lora.jsonl"]) == 1_200
     assert len(records["dpo.jsonl"]) == 1_500
     assert len(records["questions.jsonl"]) >= 200
+    assert len(records["multi_turn_questions.jsonl"]) == 96
     assert len(records["lora_questions.jsonl"]) >= 60
     assert len(records["story_prompts.jsonl"]) == 40
 

@@ -32,4 +32,5 @@ def as_text(typed: str, name: str, encoding: str | None = None) -> str:
     try:
         return typed.encode(encoding, "surrogateescape").decode("utf-8")
     except UnicodeError:
-        raise ValueError(f"{name}: no text in {encoding} or UTF-8: {typed!a}") from None
+        tried = " or ".join(dict.fromkeys((encoding.upper(), "UTF-8")))
+        raise ValueError(f"{name}: no text in {tried}: {typed!a}") from None

@@ -8,18 +8,19 @@ import random
 from typing import NamedTuple
 
 from dataset.demo_text import identity
-from dataset.demo_text.choosing import below, chance, make_rng, pick, pick_several
+from dataset.demo_text.choosing import below, chance, make_rng, pick, pick_several, shares
 from dataset.demo_text.questions import QuestionDecks, Turn, all_held_out
 
 LANGUAGES = ("en", "zh")
-CONVERSATIONS = 440
+CONVERSATIONS = 880
 # Held-out conversations of each language by the skill that the last question asks for.
 HELD_OUT = {
     "identity": 12, "facts": 16, "order": 4, "opposites": 4, "arithmetic": 6, "comparison": 3,
     "counting": 3,
 }  # fmt: skip
-# What a turn may be about, as often as it stands here.
-SUBJECTS = ("me", "me", "fact", "fact", "fact", "sum", "sum", "comparison", "count", "greeting")
+# What a turn of training may be about, and how often.
+SUBJECTS = shares(me=2, fact=4, sum=4, comparison=2, count=1, greeting=1)
+TURN_LANGUAGES = shares(en=3, zh=2)
 # The subject of a held-out question by its skill; the others are facts.
 SUBJECT_OF = {
     "identity": "me", "arithmetic": "sum", "comparison": "comparison", "counting": "count",
@@ -65,29 +66,29 @@ def make_decks(rng: random.Random) -> dict[str, QuestionDecks]:
 def changing_turns(
     rng: random.Random, decks: dict[str, QuestionDecks], count: int, before: str | None = None
 ) -> list[Turn]:
-    """`count` turns: each changes the subject, and every other one the language.
+    """`count` turns: each changes the subject, and nearly every other one the language.
 
     before: the subject of a turn that will stand behind them; the last of them has another.
     """
     turns: list[Turn] = []
     for _ in range(count):
         before = pick(rng, [s for s in SUBJECTS if s != before])
-        turns.insert(0, _turn(before, rng, decks[pick(rng, LANGUAGES)]))
+        turns.insert(0, _turn(before, rng, decks[pick(rng, TURN_LANGUAGES)]))
     return turns
 
 
 def changing_conversations(seed: int) -> list[list[dict]]:
     """Return the conversations of `sft.jsonl` that change subject and language.
 
-    Two to four turns, behind which one in five has thanks or a farewell.
+    Two to five turns, behind which one in five has thanks or a farewell.
     """
     rng = make_rng(seed, "conversations that change")
     decks = make_decks(rng)
     result = []
     for _ in range(CONVERSATIONS):
-        turns = changing_turns(rng, decks, 2 + below(rng, 3))
+        turns = changing_turns(rng, decks, 2 + below(rng, 4))
         if chance(rng, 0.2):
-            turns.append(pick(rng, identity.FAREWELLS[pick(rng, LANGUAGES)]))
+            turns.append(pick(rng, identity.FAREWELLS[pick(rng, TURN_LANGUAGES)]))
         result.append(_as_messages(turns))
     return result
 

@@ -46,6 +46,11 @@ def words(text: str, separator: str | None = None) -> tuple[str, ...]:
     return tuple(text.split(separator))
 
 
+def shares(**times: int) -> tuple[str, ...]:
+    """Return the names, each as often as is said, for `pick` to draw from."""
+    return tuple(name for name, count in times.items() for _ in range(count))
+
+
 class Deck:
     """Deals items evenly: every item is dealt once before any is dealt again."""
 

@@ -13,13 +13,13 @@ from dataset.demo_text.words_en import Story
 
 # Conversations of each kind and language.
 COUNTS = {
-    "fact": {"en": 1020, "zh": 600},
-    "sum": {"en": 1340, "zh": 660},
-    "comparison": {"en": 410, "zh": 300},
-    "count": {"en": 150, "zh": 100},
-    "identity": {"en": 100, "zh": 90},
+    "fact": {"en": 620, "zh": 380},
+    "sum": {"en": 850, "zh": 420},
+    "comparison": {"en": 240, "zh": 180},
+    "count": {"en": 100, "zh": 70},
+    "identity": {"en": 80, "zh": 70},
     "follow_up": {"en": 330, "zh": 220},
-    "chat": {"en": 100, "zh": 70},
+    "chat": {"en": 60, "zh": 40},
     "story": {"en": 110, "zh": 60},
     "system": {"en": 160, "zh": 110},
     "tool": {"en": 90, "zh": 60},
