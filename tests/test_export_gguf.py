@@ -14,7 +14,7 @@ from oracle_models import our_model, random_numbers, shake
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dataset.chat import encode_conversation
+from dataset.chat import NO_THINKING, THINKING, encode_conversation
 from dataset.gguf_tokenizer import SPLITS
 from dataset.tokenizer import load_tokenizer
 from model import lora
@@ -64,6 +64,20 @@ def teach(model: MiniMindLM, rows: list[tuple[list[int], list[int]]], steps: int
     model.eval()
 
 
+def chat_row(tokenizer, question: str, answer: dict, tools=None, thinking=False):
+    """(ids, mask) of one answer where it is generated."""
+    ids, _ = encode_conversation(
+        tokenizer, ask(question), tools, add_generation_prompt=True, enable_thinking=thinking
+    )
+    whole, _ = encode_conversation(tokenizer, [*ask(question), answer], tools)
+    assert whole[: len(ids)] == ids and whole[-2] == tokenizer.control_id("<|im_end|>")
+    return whole[:-1], [0] * len(ids) + [1] * (len(whole) - 1 - len(ids))
+
+
+def ask(question: str) -> list[dict]:
+    return [{"role": "user", "content": question}]
+
+
 def lessons(tokenizer) -> list[tuple[list[int], list[int]]]:
     """STORIES and CHATS as ids and masks."""
     rows = []
@@ -71,18 +85,18 @@ def lessons(tokenizer) -> list[tuple[list[int], list[int]]]:
         ids = [*tokenizer.encode_text(story), tokenizer.eos_id]
         rows.append((ids, [1] * len(ids)))
     for question, answer in CHATS:
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rows.append(encode_conversation(tokenizer, messages))
+        rows.append(chat_row(tokenizer, question, {"role": "assistant", "content": answer}))
     return rows
 
 
-def make_folder(folder: Path, taught: bool = True, **numbers) -> Path:
+def make_folder(folder: Path, taught=True, template=NO_THINKING, rows=lessons, **numbers) -> Path:
     """A model folder with the shipped tokenizer; taught, or with random weights of large size."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(TOKENIZER)
+    tokenizer.chat_template = template
     model = MiniMindLM(LMConfig(**{"vocab_size": 6400} | SIZES | numbers))
     if taught:
-        teach(model, lessons(tokenizer))
+        teach(model, rows(tokenizer))
     else:
         shake(model)
     folder.mkdir()
@@ -303,10 +317,6 @@ def test_a_token_that_the_tokenizer_puts_first_is_put_first_there(monkeypatch, t
         export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "other")
 
 
-def ask(question: str) -> list[dict]:
-    return [{"role": "user", "content": question}]
-
-
 def test_chat_in_llama_cpp_is_ours(monkeypatch, tmp_path, dense):
     """With a server's defaults its chat endpoint builds our prompt, stops where we stop and gives
     the answer as the answer, not as thoughts."""
@@ -324,6 +334,70 @@ def test_chat_in_llama_cpp_is_ours(monkeypatch, tmp_path, dense):
                 {"role": "assistant", "content": "Yes."}, *ask("你好")]  # fmt: skip
     ids, _ = encode_conversation(tokenizer, messages, add_generation_prompt=True)
     assert llama.tokenize(llama.prompt_of(messages)) == ids
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds. 相加。",
+          "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}]  # fmt: skip
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 12}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+THOUGHT = {"role": "assistant", "content": "It is 7.", "reasoning_content": "3 and 4."}
+
+
+def thoughts_and_calls(tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Answers with and without thoughts, and one that calls a tool."""
+    plain = {"role": "assistant", "content": "At once."}
+    return [
+        chat_row(tokenizer, "What is 3+4?", THOUGHT, thinking=True),
+        chat_row(tokenizer, "What is 3+4?", plain),
+        chat_row(tokenizer, "Add 12.", CALLING | {"reasoning_content": "A tool."}, TOOLS, True),
+    ]
+
+
+def test_a_model_that_thinks_keeps_its_switch_there(monkeypatch, tmp_path):
+    """Thoughts arrive as thoughts, calls as calls; with the switch off the answer comes at once."""
+    folder = make_folder(tmp_path / "model", template=THINKING, rows=thoughts_and_calls)
+    out = export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "out")
+    llama = LlamaCpp(out / "model-f16.gguf")
+    message = llama.chat(ask("What is 3+4?"))["message"]
+    assert message["content"] == "It is 7." and message["reasoning_content"].strip() == "3 and 4."
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    message = llama.chat(ask("What is 3+4?"), **off)["message"]
+    assert message == {"role": "assistant", "content": "At once."}
+    choice = llama.chat(ask("Add 12."), tools=TOOLS)
+    call = choice["message"]["tool_calls"][0]["function"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert (call["name"], json.loads(call["arguments"])) == ("add", {"a": 12})
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("template", [THINKING, NO_THINKING], ids=["thinking", "no_thinking"])
+def test_long_chats_and_tools_are_rendered_there_as_here(monkeypatch, tmp_path, template, thinking):
+    """System prompt, earlier turns, thoughts, calls as JSON strings, results: equal ids."""
+    folder = make_folder(tmp_path / "model", taught=False, template=template)
+    out = export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "out")
+    llama, tokenizer = LlamaCpp(out / "model-f16.gguf"), load_tokenizer(folder)
+    system, result = (
+        {"role": "system", "content": "简短。"},
+        {"role": "tool", "content": '{"x": 1}'},
+    )
+    text_call = CALLING | {"tool_calls": [{"type": "function", "function": {
+        "name": "add", "arguments": '{"a": 12}'}}]}  # fmt: skip
+    answer = THOUGHT if template == THINKING else {"role": "assistant", "content": "It is 7."}
+    chats = [
+        ([system, *ask("Hi"), answer, *ask("你好")], None),
+        ([*ask("Add 12."), CALLING, result, result], TOOLS),
+        ([system, *ask("Add 12."), text_call, result, answer, *ask("Again")], TOOLS),
+    ]
+    if template == THINKING:
+        chats.append(([*ask("Add"), CALLING | {"reasoning_content": "Hm."}, result], TOOLS))
+    for messages, tools in chats:
+        more = {"tools": tools} if tools else {}
+        prompt = llama.prompt_of(
+            messages, chat_template_kwargs={"enable_thinking": thinking}, **more
+        )
+        messages = [m | {"tool_calls": [CALL]} if m.get("tool_calls") else m for m in messages]
+        ids, _ = encode_conversation(tokenizer, messages, tools, True, thinking)
+        assert llama.tokenize(prompt) == ids, prompt
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
