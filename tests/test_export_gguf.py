@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -20,6 +21,7 @@ from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.config import LMConfig
 from model.generation import generate
+from model.gguf_format import new_writer, write_model
 from model.hf_format import load_config, load_model, save_model, weights_sha256
 from model.json_file import read_json
 from model.model import MiniMindLM
@@ -47,7 +49,7 @@ TEXTS = [
 
 
 @torch.enable_grad()
-def teach(model: MiniMindLM, rows: list[tuple[list[int], list[int]]], steps: int = 120):
+def teach(model: MiniMindLM, rows: list[tuple[list[int], list[int]]], steps: int = 80):
     """Rows (ids, mask) by heart, so that the likeliest token leads by far."""
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
     for _ in range(steps):
@@ -195,6 +197,24 @@ def test_tensors_are_stored_as_asked(monkeypatch, tmp_path, experts):
     assert LlamaCpp(out / "model-q8_0.gguf").greedy("a", 2)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_memory_holds_a_tensor_not_the_model(tmp_path, dtype):
+    """Weights are read, converted and written one at a time."""
+    config = LMConfig(
+        vocab_size=96, hidden_size=128, num_hidden_layers=24, num_attention_heads=4,
+        intermediate_size=512,
+    )  # fmt: skip
+    save_model(MiniMindLM(config), tmp_path, 0)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    for file in ("a.gguf", "b.gguf"):  # what is imported on the way belongs to the first
+        writer = new_writer(tmp_path / file, config, "model", "m")
+        tracemalloc.start()
+        write_model(writer, tmp_path, config, dtype)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert size > 20e6 and peak < size / 5
+
+
 def test_a_bfloat16_folder_in_several_files_is_read(monkeypatch, tmp_path, dense):
     """Weights in bfloat16, split by transformers, arrive bit by bit in a bf16 file."""
     from transformers import AutoModelForCausalLM
@@ -260,6 +280,28 @@ def test_every_pre_tokenisation_with_a_name_gives_the_same_tokens(monkeypatch, t
     llama = LlamaCpp(out / "model-f32.gguf")
     for text in TEXTS:
         assert llama.tokenize(text) == tokenizer.encode(text).ids, text
+
+
+def test_a_tokenizer_of_qwen3_is_named(monkeypatch, tmp_path, capsys):
+    """Qwen2's splitting behind NFC, as Qwen3 has it: exported, and what differs is said."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = split_by(SPLITS["qwen2"][0])
+    folder = foreign_folder(tmp_path / "model", tokenizer)
+    out = export(monkeypatch, "--model", folder, "--dtype", "q8_0", "--out_dir", tmp_path / "out")
+    assert "llama.cpp does not compose characters (NFC)" in capsys.readouterr().out
+    llama = LlamaCpp(out / "model-q8_0.gguf")
+    for text in SENTENCES:
+        assert llama.tokenize(text) == tokenizer.encode(text).ids, text
+
+
+def test_an_eos_that_is_no_token_is_refused(monkeypatch, tmp_path, dense):
+    """A stop token beyond the vocabulary, and more of them than GGUF has places for, are named."""
+    folder = shutil.copytree(dense, tmp_path / "model")
+    for ids, message in (([2, 6400], "eos_token_id 6400"), ([0, 1, 2, 3], "places for three")):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        with pytest.raises(ValueError, match=message):
+            export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "out")
 
 
 def other_split(tokenizer):
