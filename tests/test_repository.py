@@ -23,7 +23,7 @@ from benchmarks import (
     bench_time_to_loss,
     bench_train,
 )
-from scripts import demo_table, merge_lora, show_data, validate_data
+from scripts import demo_table, export_gguf, merge_lora, show_data, validate_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [p for p in ROOT.rglob("*.py") if not {".venv", "tests", "out"} & set(p.parts)]
@@ -34,6 +34,7 @@ PARSERS = {
     "train_dpo.py": train_dpo.parse_args,
     "eval_model.py": eval_model.parse_args,
     "scripts/demo_table.py": demo_table.parse_args,
+    "scripts/export_gguf.py": export_gguf.parse_args,
     "scripts/merge_lora.py": merge_lora.parse_args,
     "scripts/show_data.py": show_data.parse_args,
     "scripts/validate_data.py": validate_data.parse_args,
