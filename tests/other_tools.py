@@ -33,11 +33,11 @@ def python_with(*requirements: str) -> Path:
 
 
 def ask(python: str | Path, code: str, *arguments, **environment: str) -> dict:
-    """Run code there, offline; the JSON object of the last line that it prints."""
+    """Run code there, offline; the last JSON object that it prints on a line."""
     offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         [str(python), "-c", code, *map(str, arguments)], capture_output=True, text=True,
         timeout=600, env=os.environ | offline | environment, cwd="/",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])

