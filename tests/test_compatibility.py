@@ -6,7 +6,6 @@ its test set MINIMIND_VLLM_PYTHON to the python of an environment with vllm or v
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -204,15 +203,3 @@ def test_trl_goes_on_from_our_folder_and_we_from_its(folders, tmp_path):
     ids = torch.tensor([load_tokenizer(tmp_path / "after").encode_text(PROMPTS[0])])
     with torch.no_grad():
         assert (here(ids)[0] - there(ids).logits).abs().max() <= 1e-4
-
-
-# ---- the table
-
-
-def test_every_row_of_the_table_has_its_test():
-    """docs/compatibility.md names tests that are there."""
-    text = (REPOSITORY / "docs/compatibility.md").read_text()
-    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
-    assert len(named) >= 5
-    for file, name in named:
-        assert f"def {name}(" in (REPOSITORY / file).read_text(), f"{file}::{name}"
