@@ -135,3 +135,18 @@ def region(script: str, first: str, last: str) -> str:
 def test_scripts_say_the_same_thing_in_the_same_words(script, first, last):
     """What the training scripts share is written out in each; no copy drifts from the others."""
     assert region(script, first, last) == region("train_pretrain.py", first, last)
+
+
+def test_every_row_of_the_compatibility_table_has_its_test():
+    """docs/compatibility.md names a test in each row, which is there and slow or not."""
+    rows = [line for line in (ROOT / "docs/compatibility.md").read_text().splitlines()
+            if line.startswith("| ")][1:]  # fmt: skip
+    assert len(rows) >= 9
+    for row in rows:
+        ((file, name),) = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
+        text = (ROOT / file).read_text()
+        assert f"def {name}(" in text, row
+        above = text[: text.index(f"def {name}(")].split("\n\n\n")[-1]  # its decorators
+        all_slow = "pytestmark = pytest.mark.slow" in text
+        is_slow = all_slow or "@pytest.mark.slow" in above
+        assert row.endswith("| slow |" if is_slow else "| quick |"), row
