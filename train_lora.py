@@ -44,7 +44,6 @@ from training.start import DEMO_DATA, begin, first_state
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
-
 SEQ_LEN = 1024  # tokens per row: all but a few conversations of real data fit (docs/decisions.md)
 
 
