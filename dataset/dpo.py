@@ -142,7 +142,7 @@ class DPODataset(Dataset):
         return f"{path}:{line}" + (" …" if len(self.rows[row]) > 1 else "")
 
     def summary(self) -> str:
-        """For a person: how many, how well packed, what was left out; a second line if that is much."""
+        """For a person: how many, how well packed, what was left out (a line more if much)."""
         lengths, T = np.array(self.encoded.lengths), self.max_seq_len
         warning = left_out_warning("pairs", lengths, np.where(lengths > T, 0, lengths), T)
         used = self.num_tokens / (len(self) * self.max_seq_len)

@@ -82,7 +82,8 @@ class LoRAConfig:
             raise ValueError(f"peft_type: expected 'LORA', got {content.get('peft_type')!r}")
         for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
                     "fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters",
-                    "trainable_token_indices", "exclude_modules", "ensure_weight_tying"):  # fmt: skip
+                    "trainable_token_indices", "exclude_modules",
+                    "ensure_weight_tying"):  # fmt: skip
             if content.get(key):
                 raise ValueError(f"{key}: not supported here, got {content[key]!r}")
         if content.get("bias", "none") != "none":

@@ -310,6 +310,13 @@ def test_adapters_are_switched_in_the_chat(monkeypatch, tmp_path, flags, base, c
     assert spoken[:3] == [alone["a"], alone["b"], alone["a"]]
     assert spoken[3] not in alone.values()
     assert any("adapters: a, b" in line for line in said)
+    (tmp_path / "other").mkdir()
+    second = (tmp_path / "b").rename(tmp_path / "other" / "a")  # both are called "a" now
+    said = answers(
+        "--lora", tmp_path / "a", second, stdin=f"Hi\n/lora {second}\n/reset\nHi\n/lora zzz\n"
+    )
+    assert [x for x in said if x and not x.startswith("(")] == [alone["a"], alone["b"]]
+    assert any(f"adapters: {tmp_path / 'a'}, {second}" in line for line in said)
 
 
 def test_a_tiny_learning_rate_still_moves_the_weights(monkeypatch, tmp_path, flags, base):

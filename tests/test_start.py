@@ -167,6 +167,18 @@ def test_a_resume_without_changes_says_nothing(here, monkeypatch, tmp_path, flag
     assert json.loads((tmp_path / "run" / "args.json").read_text())["changes"] == []
 
 
+def test_rows_stay_as_long_as_they_were(here, tmp_path, flags):
+    """A run goes on with its own --max_seq_len where that was the default of then."""
+    at = flags["full_sft"].index("--max_seq_len")
+    short = flags["full_sft"][:at] + flags["full_sft"][at + 2 :]
+    here("full_sft", tmp_path / "run", *short, "--max_seq_len", 96, "--max_steps", 2)
+    assert "step 4/4" in here("full_sft", tmp_path / "run", *short, "--max_steps", 4)
+    small = [*short, "--max_position_embeddings", 128]
+    here("full_sft", tmp_path / "new", *small, "--max_steps", 1)
+    used = json.loads((tmp_path / "new" / "args.json").read_text())
+    assert used["max_seq_len"] == 128, "no default is longer than the context"
+
+
 # flags that change what a run is, and what the error has to say
 OTHER_RUNS = {
     "fewer rows": ("full_sft", ["--batch_size", 2], "batch_size × accumulation_steps × processes "

@@ -107,8 +107,9 @@ def build_config(args: argparse.Namespace, tokenizer_size: int, seq_len: int = 0
     """The LMConfig of a new run: --init_from's or --preset's, with the given flags on top.
 
     The vocabulary defaults to the tokenizer's size; --max_seq_len, where it is not given, becomes
-    that of the run in --out_dir, else seq_len or the context if that is shorter. Raises ValueError for a vocabulary smaller than
-    the tokenizer, a row longer than the context, or a flag that the loaded weights contradict.
+    that of the run in --out_dir, else seq_len or the context if that is shorter. Raises ValueError
+    for a vocabulary smaller than the tokenizer, a row longer than the context, or a flag that the
+    loaded weights contradict.
     """
     given = given_model_fields(args)
     if args.init_from is None:
@@ -154,6 +155,8 @@ def _seq_len_of_run(args: argparse.Namespace) -> int | None:
     folder = args.out_dir if args.resume == "auto" else Path(args.resume)
     if args.resume != "auto" and not (folder / "args.json").is_file():
         folder = folder.parent  # a single checkpoint was named
+    if not any(folder.glob("step-*")):  # it has not come so far that it could go on
+        return None
     seq_len = None
     with contextlib.suppress(ValueError):
         seq_len = read_json(folder / "args.json").get("max_seq_len")
