@@ -14,9 +14,7 @@ from dataset.conversations import read_conversations, to_conversation
 from dataset.messages import BadConversation
 from dataset.pairs import read_pairs, to_pair
 from dataset.readers import read_texts
-from dataset.records import DataError, Problems, Remarks
-
-FAULTS = Path(__file__).resolve().parent.parent.parent / "shared" / "faults"
+from dataset.records import Problems
 
 
 def say(role, content, **more):
@@ -89,7 +87,9 @@ CONVERSATIONS = {
         {"messages": [Q, say("assistant", "<think>\n r\n</think>\n\na")]},
         [Q, A | {"reasoning_content": " r"}],
     ),
-    "an empty think block": ({"messages": [Q, say("assistant", "<think>\n\n</think>\n\na")]}, [Q, A]),
+    "an empty think block": (
+        {"messages": [Q, say("assistant", "<think>\n\n</think>\n\na")]}, [Q, A],
+    ),
     "tool calls": (
         {"messages": [Q, say("assistant", None, tool_calls=[
             {"id": "1", "type": "function",
@@ -139,10 +139,10 @@ def test_tools_beside_and_inside():
 
 BAD_CONVERSATIONS = {
     "two system prompts": ({"system": "other", "messages": [S, Q, A]}, "one system prompt"),
-    "two fields of system": ({"system": "a", "system_prompt": "b", "messages": [Q, A]}, "system and"),
+    "two systems": ({"system": "a", "system_prompt": "b", "messages": [Q, A]}, "system and"),
     "system of a number": ({"system": 3, "messages": [Q, A]}, "text as system, got a number"),
     "half a weight": ({"messages": [Q, A | {"weight": 0.5}]}, "0 or 1 as the weight of message 2"),
-    "weight in words": ({"messages": [Q, A | {"weight": "0"}]}, "weight of message 2, got a string"),
+    "weight, text": ({"messages": [Q, A | {"weight": "0"}]}, "weight of message 2, got a string"),
     "nothing to learn": ({"messages": [Q, A | {"weight": 0}]}, "an assistant message to learn"),
     "an image": (
         {"messages": [say("user", [{"type": "image_url", "image_url": {}}]), A]}, "'image_url'",
@@ -156,7 +156,7 @@ BAD_CONVERSATIONS = {
     "history of text": ({"instruction": "q", "output": "a", "history": "[1"}, "JSON as history"),
     "history of threes": ({"instruction": "q", "output": "a", "history": [["a", "b", "c"]]},
                           "pairs [question, answer] of text in history, got a list of 3"),
-    "two answers": ({"question": "q", "answer": "a", "response": "b"}, "one of answer and response"),
+    "two answers": ({"question": "q", "answer": "a", "response": "b"}, "answer and response"),
     "a placeholder": ({"messages": [Q, say("assistant", "无")], "gt": ["4"]},
                       "the placeholder '无' of data made for reinforcement learning"),
     "another": ({"messages": [Q, say("assistant", "空\n")]}, "reinforcement learning"),
@@ -180,7 +180,8 @@ BAD_CONVERSATIONS = {
         {"messages": [Q, A], "tools": '[{"name": "f", "name": "g"}]'}, "the key 'name' twice",
     ),
     "two lists of tools": (
-        {"messages": [say("system", "", tools=TOOLS), Q, A], "tools": [{"name": "f"}]}, "the same tools",
+        {"messages": [say("system", "", tools=TOOLS), Q, A], "tools": [{"name": "f"}]},
+        "the same tools",
     ),
     "tools of text": ({"messages": [Q, A], "tools": [3]}, "an object for every tool"),
     "both kinds of calls": (
@@ -210,7 +211,8 @@ PAIRS = {
         {"instruction": "q", "input": "x", "chosen": "a", "rejected": "b"}, [say("user", "q\nx")],
     ),
     "history": (
-        {"history": [["q2", "a2"]], "instruction": "q", "chosen": "a", "rejected": "b"}, [Q2, A2, Q],
+        {"history": [["q2", "a2"]], "instruction": "q", "chosen": "a", "rejected": "b"},
+        [Q2, A2, Q],
     ),
     "system beside": ({"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"}, [S, Q]),
     "system beside messages": (
@@ -257,7 +259,7 @@ BAD_PAIRS = {
     "another system": (
         {"system": "x", "chosen": [S, Q, A], "rejected": [S, Q, B]}, "one system prompt",
     ),
-    "an empty answer": ({"prompt": "q", "chosen": [], "rejected": "b"}, "chosen, got an empty list"),
+    "an empty answer": ({"prompt": "q", "chosen": [], "rejected": "b"}, "got an empty list"),
     "a number": ({"prompt": "q", "chosen": 3, "rejected": "b"}, "chosen, got a number"),
     "two prompts": ({"prompt": "q", "question": "x", "chosen": "a", "rejected": "b"}, "differ"),
 }  # fmt: skip
@@ -330,24 +332,22 @@ FILES = ["a.jsonl", "a.ndjson.json", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.c
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_format_means_the_same(tmp_path, name):
     """Conversations and pairs are those of jsonl, in Arrow's padded structs and in csv's texts."""
-    for case, (record, messages) in CONVERSATIONS.items():
-        if case in ("text parts",) and not name.startswith("a.json"):
-            continue  # Arrow has one type per column; its test is below
-        folder = tmp_path / f"{len(case)}{case[0]}{hash(case)}"
+    for number, (record, messages) in enumerate(CONVERSATIONS.values()):
+        folder = tmp_path / f"conversations {number}"
         folder.mkdir()
         write_records(folder / name, [record, record, record])
         read = list(read_conversations(folder / name))
-        assert [c.messages for c in read] == [messages] * 3, case
+        assert [c.messages for c in read] == [messages] * 3, record
         first = 2 if name.endswith("csv") else 1
         if not name.endswith(".json") or "ndjson" in name:
             assert [c.line for c in read] == [first, first + 1, first + 2]
-    for case, (record, prompt) in PAIRS.items():
-        folder = tmp_path / f"p{hash(case)}"
+    for number, (record, prompt) in enumerate(PAIRS.values()):
+        folder = tmp_path / f"pairs {number}"
         folder.mkdir()
         write_records(folder / name, [record, record])
         assert [(p.prompt, p.chosen, p.rejected) for p in read_pairs(folder / name)] == [
             (prompt, [A], [B])
-        ] * 2, case
+        ] * 2, record
     path = tmp_path / name
     write_records(path, [{"text": "one", "n": 1}, {"text": "two", "n": 2}, {"text": "3", "n": 3}])
     steps, problems = [], Problems()
@@ -355,3 +355,47 @@ def test_every_file_format_means_the_same(tmp_path, name):
     assert problems.lines() == [f"{path}: not used: n (3)"]
     files = list(path.glob("*.arrow")) if path.is_dir() else [path]
     assert sum(steps) == sum(file.stat().st_size for file in files)
+
+
+# ---- what is said about records that are good
+
+
+def test_what_nothing_reads_is_listed_once_a_file(tmp_path):
+    """Fields of records, messages, parts and calls, each with its count; what is empty is not."""
+    message = say("user", [{"type": "text", "text": "q", "lang": "en"}], name="me", tool_calls=None)
+    call = {"id": "1", "type": "function", "function": CALL | {"strict": True}}
+    answer = say("assistant", "", tool_calls=[call], weight=1)
+    record = {"messages": [message, answer, say("tool", "1", tool_call_id="1"), A], "id": 0}
+    record |= {"meta": {"k": 1}, "tags": [], "note": "", "source": None, "prompt": "q"}
+    path = tmp_path / "a.jsonl"
+    bad = {"messages": [], "never": "said"}
+    write_records(path, [record, {"messages": [Q, A], "id": 1}, bad])
+    problems = Problems()
+    assert len(list(read_conversations(path, "skip", problems))) == 2
+    skipped, problem, said = problems.lines()
+    assert skipped == "skipped 1 bad record; the first:" and problem.startswith(f"{path}:3: ")
+    head, names = said.split(": not used: ")
+    assert head == str(path) and sorted(names.split(", ")) == sorted([
+        "meta (1)", "id (2)", "prompt (1)", "messages[].name (1)", "messages[].content[].lang (1)",
+        "messages[].tool_calls[].id (1)", "messages[].tool_calls[].function.strict (1)",
+        "messages[].tool_call_id (1)",
+    ])  # fmt: skip
+
+
+def test_how_it_was_read_is_said(tmp_path):
+    """Think blocks and turns in text are counted; keys made of data do not fill the memory."""
+    path = tmp_path / "a.jsonl"
+    think = {"messages": [Q, say("assistant", "<think>r</think>a")]}
+    write_records(path, [think, think, {"messages": [Q, A]}])
+    problems = Problems()
+    list(read_conversations(path, problems=problems))
+    assert problems.lines() == [f"{path}: 2 leading <think> blocks read as reasoning_content"]
+    write_records(path, [{"chosen": HH + "a", "rejected": HH + "b"}])
+    problems = Problems()
+    list(read_pairs(path, problems=problems))
+    assert "Human: … Assistant: …" in problems.lines()[0]
+    write_records(path, [{"text": "t", f"key{i}": 1, "\x1b[31m": 1} for i in range(3000)])
+    problems = Problems()
+    list(read_texts(path, problems=problems))
+    (line,) = problems.lines()
+    assert len(line) < 2000 and "\x1b" not in line and "other fields (2,001)" in line
