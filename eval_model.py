@@ -100,6 +100,11 @@ def answer(
     return said
 
 
+def base_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids of a base model's prompt: as it stands, or, without any, what begins a text."""
+    return tokenizer.encode_text(prompt) or [tokenizer.eos_id]
+
+
 def chat_ids(model: MiniMindLM, tokenizer: Tokenizer, messages: list[dict], args) -> list[int]:
     """The conversation as token ids; the oldest turns go when it outgrows the context."""
     room = model.config.max_position_embeddings - args.max_new_tokens
@@ -174,7 +179,7 @@ def chat(model: MiniMindLM, tokenizer: Tokenizer, ends: set[int], adapters: dict
             if is_chat:
                 ids = chat_ids(model, tokenizer, messages, args)
             else:
-                ids = tokenizer.encode_text(messages[-1]["content"])
+                ids = base_ids(tokenizer, messages[-1]["content"])
             said = answer(fast, tokenizer, ids, ends, args, known)
             messages.append(parse_answer(tokenizer, said))
         except KeyboardInterrupt:  # Ctrl-C ends the answer, not the chat
@@ -216,7 +221,12 @@ def main():
         if getattr(args, name) is not None:
             setattr(args, name, as_text(getattr(args, name), f"--{name}"))
     folder = model_folder(args.model, "--model")
-    adapters = {path.name: adapter_folder(path, "--lora") for path in args.lora}
+    names = [path.name for path in args.lora]  # the whole path where two have one name
+    is_clear = {name: names.count(name) == 1 and name != "off" for name in names}
+    adapters = {
+        path.name if is_clear[path.name] else str(path): adapter_folder(path, "--lora")
+        for path in args.lora
+    }
     # an adapter made from a base model may be what taught it to chat: its folder says so
     tokenizer_folders = [f for f in adapters.values() if (f / "tokenizer.json").is_file()]
     tokenizer = load_tokenizer((*tokenizer_folders, folder)[0])
@@ -264,7 +274,7 @@ def main():
     if args.prompt is None:
         return chat(model, tokenizer, ends, adapters, args)
     if tokenizer.chat_template is None:  # a base model: raw continuation, the prompt shown first
-        ids = tokenizer.encode_text(args.prompt)
+        ids = base_ids(tokenizer, args.prompt)
         print(args.prompt, end="", flush=True)
     else:
         messages = [{"role": "user", "content": args.prompt}]

@@ -55,6 +55,9 @@ METRICS = (
 )  # fmt: skip
 
 
+SEQ_LEN = (
+    4096  # tokens per row: both answers of all but a few pairs of real data fit (docs/decisions.md)
+)
 # flags that belong to one loss alone
 OF_A_LOSS = {"sigmoid": (), "ipo": (), "robust": ("label_smoothing",), "simpo": ("simpo_gamma",)}
 
@@ -113,7 +116,7 @@ def parse_args():
     add("--questions", type=Path, default=None, help=text + "if --data_path is")
     text = "model folder or run to start from, the reference"
     add("--init_from", type=Path, default=Path("out/full_sft"), help=text)
-    add("--max_seq_len", type=cli.at_least(1), default=768, help="tokens per row")
+    cli.add_seq_len_flag(add, SEQ_LEN)
 
     cli.add_training_flags(parser, epochs=1, batch_size=2, learning_rate=5e-5, weight_decay=0.0)
     cli.add_run_flags(parser, out_dir="out/dpo")
@@ -126,7 +129,7 @@ def main():
     tokenizer = load_tokenizer(args.init_from)
 
     # (2) the architecture
-    config = cli.build_config(args, tokenizer.vocab_size)
+    config = cli.build_config(args, tokenizer.vocab_size, SEQ_LEN)
 
     # (3) under torchrun: join the process group, take this rank's device
     ranks = init_distributed(args.device, args.deterministic)

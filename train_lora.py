@@ -46,6 +46,8 @@ from training.start import DEMO_DATA, begin, first_state
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
+SEQ_LEN = 1024  # tokens per row: all but a few conversations of real data fit (docs/decisions.md)
+
 
 def parse_args():
     parser = cli.new_parser(__doc__)
@@ -64,7 +66,7 @@ def parse_args():
     add("--questions", type=Path, default=None, help=text + "if --data_path is")
     text = "model folder or run to adapt: ours or any dense Qwen3"
     add("--init_from", type=Path, default=Path("out/full_sft"), help=text)
-    add("--max_seq_len", type=cli.at_least(1), default=256, help="tokens per row")
+    cli.add_seq_len_flag(add, SEQ_LEN)
     text = "several whole conversations in a row; without: one, for comparison"
     add("--packing", **cli.BOOL, default=True, help=text)
 
@@ -79,7 +81,7 @@ def main():
     tokenizer = load_tokenizer(args.init_from)
 
     # (2) the architecture
-    config = cli.build_config(args, tokenizer.vocab_size)
+    config = cli.build_config(args, tokenizer.vocab_size, SEQ_LEN)
 
     # (3) under torchrun: join the process group, take this rank's device
     ranks = init_distributed(args.device, args.deterministic)

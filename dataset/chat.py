@@ -329,7 +329,8 @@ def _pieces(messages: list[dict], tools: list | None, thinks: bool):
             if thoughts and not thinks:
                 raise ValueError("reasoning_content: the model's chat template has no place for it")
             block = [(THINK,), f"\n{thoughts}\n", (END_THINK,), "\n\n"] if thinks and asked else []
-            yield message, [(IM_START,), "assistant\n"], [*block, *said], said
+            is_history = i + 1 < len(messages) or not thinks
+            yield message, [(IM_START,), "assistant\n"], [*block, *said], said * is_history
         elif role == "tool":
             before = messages[i - 1]["role"] if i else None
             after = messages[i + 1]["role"] if i + 1 < len(messages) else None

@@ -38,6 +38,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 FIELDS = (*MESSAGES, *QUESTIONS, "input", *ANSWERS, *SYSTEM, *TOOLS, *REASONING, "history")
 RL_FIELDS = ("gt", "ground_truth", "reward_model")  # what answers are judged by
 PLACEHOLDERS = ("无", "空", "")
+JSON_START = re.compile(r'\s*\[?\s*\{\s*"')
+MESSAGE_START = re.compile(r'\s*\[?\s*\{\s*"(role|from)"\s*:\s*"(system|user|human|assistant|gpt)"')
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
@@ -202,8 +204,7 @@ def as_messages(value: object, name: str, remarks: Remarks) -> object:
     """
     if not isinstance(value, str):
         return value
-    if re.match(r'\s*\[\s*\{\s*"(role|from|content|value)"', value):
-        messages = json_value(value, name)
+    if JSON_START.match(value) and (messages := _messages_in_text(value, name)):
         remarks.read_as[f"texts of JSON in {name} read as messages"] += 1
         return messages
     text = value.strip("\n")
@@ -216,6 +217,19 @@ def as_messages(value: object, name: str, remarks: Remarks) -> object:
         for who, said in zip(parts[::2], parts[1::2])
     ]
     return turns[:-1] if not turns[-1]["content"].strip() else turns  # "Assistant:" asks for one
+
+
+def _messages_in_text(text: str, name: str) -> list | dict | None:
+    """The message or messages that a text is in JSON; None if it is anything else, JSON or not."""
+    try:
+        value = json_value(text, name)
+    except BadConversation:
+        if MESSAGE_START.match(text):  # meant as messages, and broken
+            raise
+        return None
+    items = value if isinstance(value, list) else [value]
+    has_text = all(role_of(m) and {"content", "value", "tool_calls"} & m.keys() for m in items)
+    return value if items and has_text else None
 
 
 def _turns_of(value: object, name: str, role: str, remarks: Remarks) -> list:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.chat import encode_conversation
+from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
 from dataset.pairs import Pair
@@ -26,8 +27,8 @@ class EncodedPairs:
     """Token ids and masks of many pairs: sequences 2i and 2i + 1 are chosen and rejected of pair i.
 
     A pair whose two conversations do not fit a row together is left out and counts in
-    `num_too_long`: an answer cut short would not be the one that was judged. `oddities` holds the
-    counts over all pairs that came, also in both parts after `split`.
+    `num_too_long`: an answer cut short would not be the one that was judged. `oddities`, `lengths`
+    and `num_too_long` are those of all pairs that came, also in both parts after `split`.
     """
 
     def __init__(self, pairs: Iterable[Pair], tokenizer: Tokenizer, max_seq_len: int) -> None:
@@ -35,6 +36,7 @@ class EncodedPairs:
         self.tokenizer_fingerprint = tokenizer.fingerprint
         self.num_too_long = 0
         self.oddities = Oddities(tokenizer.control_tokens)
+        self.lengths: list[int] = []  # positions of every pair that came, those left out too
         self.sequences: list[tuple[np.ndarray, np.ndarray]] = []
         self.sources: list[tuple[str, int]] = []  # file and line of every pair kept
         for pair in pairs:
@@ -43,7 +45,8 @@ class EncodedPairs:
                 sides = [_encode_answer(tokenizer, pair, a) for a in (pair.chosen, pair.rejected)]
             except ValueError as error:  # the template cannot say it
                 raise ValueError(f"{pair.path}:{pair.line}: {error}") from None
-            if sum(len(ids) - 1 for ids, _ in sides) > max_seq_len:
+            self.lengths.append(sum(len(ids) - 1 for ids, _ in sides))
+            if self.lengths[-1] > max_seq_len:
                 self.num_too_long += 1
                 continue
             self.sequences += sides
@@ -92,8 +95,10 @@ class DPODataset(Dataset):
 
     def __init__(self, encoded: EncodedPairs, max_seq_len: int) -> None:
         if len(encoded) == 0:
+            longest = max(encoded.lengths, default=0)
             raise ValueError(
-                f"no pair fits --max_seq_len {max_seq_len} ({encoded.num_too_long} are too long)"
+                f"no pair fits --max_seq_len {max_seq_len} ({encoded.num_too_long} are too long; "
+                f"the longest takes {longest})"
             )
         self.encoded, self.max_seq_len = encoded, max_seq_len
         lengths = np.array([len(ids) - 1 for ids, _ in encoded.sequences]).reshape(-1, 2).sum(1)
@@ -137,11 +142,14 @@ class DPODataset(Dataset):
         return f"{path}:{line}" + (" …" if len(self.rows[row]) > 1 else "")
 
     def summary(self) -> str:
-        """One line for a person: how many, how well packed, what was left out."""
+        """For a person: how many, how well packed, what was left out (a line more if much)."""
+        lengths, T = np.array(self.encoded.lengths), self.max_seq_len
+        warning = left_out_warning("pairs", lengths, np.where(lengths > T, 0, lengths), T)
         used = self.num_tokens / (len(self) * self.max_seq_len)
         return (
             f"{len(self.encoded):,} pairs in {len(self):,} rows, {used:.1%} of the positions used; "
             f"{self.encoded.num_too_long:,} left out as too long; {self.encoded.oddities}"
+            + (f"\n{warning}" if warning else "")
         )
 
     @property

@@ -39,6 +39,7 @@ class GGUFVocabulary:
     eos_ids      what ends an answer, the model's own end of text among them
     pad_id       what fills rows
     template     the chat template, or None
+    is_nfc       text is brought into Unicode's composed form (NFC) first, which llama.cpp omits
     """
 
     pre: str
@@ -50,6 +51,7 @@ class GGUFVocabulary:
     eos_ids: list[int]
     pad_id: int | None
     template: str | None
+    is_nfc: bool
 
 
 def read_vocabulary(folder: Path, vocab_size: int, eos_ids: list[int]) -> GGUFVocabulary:
@@ -63,7 +65,7 @@ def read_vocabulary(folder: Path, vocab_size: int, eos_ids: list[int]) -> GGUFVo
     spec = read_json(path, LARGEST_FILE)
     try:
         pre = _pre_tokenizer_name(spec)
-        first = _text_start(spec, tokenizer.control_tokens)
+        first = _text_start(spec)
         _check_added_tokens(spec)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -71,6 +73,9 @@ def read_vocabulary(folder: Path, vocab_size: int, eos_ids: list[int]) -> GGUFVo
         raise ValueError(
             f"{path}: {tokenizer.vocab_size} entries, but the model's embedding has {vocab_size}"
         )
+    for id in eos_ids:
+        if id >= vocab_size:
+            raise ValueError(f"{folder}: eos_token_id {id}: the embedding has {vocab_size} entries")
     tokens = [f"[PAD{id}]" for id in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size
     for token, id in spec["model"]["vocab"].items():
@@ -92,6 +97,7 @@ def read_vocabulary(folder: Path, vocab_size: int, eos_ids: list[int]) -> GGUFVo
         eos_ids=eos_ids or [tokenizer.eos_id],
         pad_id=tokenizer.control_tokens.get(pad),
         template=tokenizer.chat_template,
+        is_nfc=spec.get("normalizer") is not None,
     )
 
 
@@ -146,7 +152,7 @@ def _pre_tokenizer_name(spec: dict) -> str:
     )
 
 
-def _text_start(spec: dict, control_tokens: dict[str, int]) -> int | None:
+def _text_start(spec: dict) -> int | None:
     """The id that the post-processor puts before every text, or None; ValueError for all else."""
     processor = spec.get("post_processor")
     steps = [processor] if processor else []
@@ -166,7 +172,10 @@ def _text_start(spec: dict, control_tokens: dict[str, int]) -> int | None:
                 "llama.cpp can put one token before a text; the post_processor does more: "
                 f"{_short(step)}"
             )
-        bos_id = control_tokens[names[0][1]["id"]]
+        ids = step["special_tokens"][names[0][1]["id"]]["ids"]
+        if len(ids) != 1:
+            raise ValueError(f"llama.cpp can put one token before a text, not {len(ids)}")
+        bos_id = ids[0]
     return bos_id
 
 

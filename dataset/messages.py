@@ -62,7 +62,8 @@ class Fields:
 
     def given(self, names: Iterable[str]) -> list[str]:
         """Those of the names whose members say something."""
-        return [name for name in names if says_something(self.values.get(name))]
+        values = self.values
+        return [name for name in names if name in values and says_something(values[name])]
 
     def one_of(self, names: Iterable[str]) -> tuple[str, object]:
         """(name, value) of the one that is given, ("", None) without any.
@@ -70,10 +71,12 @@ class Fields:
         BadConversation if several are given and differ.
         """
         given = self.given(names)
+        if not given:
+            return "", None
         values = [self.get(name) for name in given]
-        if any(value != values[0] for value in values):
+        if any(value != values[0] for value in values[1:]):
             raise BadConversation(f"one of {given[0]} and {given[1]}", "both, and they differ")
-        return (given[0], values[0]) if given else ("", None)
+        return given[0], values[0]
 
     def count_unused(self, remarks: Remarks, where: str = "") -> None:
         """Count what nobody asked for in `remarks`, its names behind `where`."""

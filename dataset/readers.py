@@ -96,10 +96,11 @@ def _texts_of(
             remarks = problems.remarks_of(path)
         text = record.fields.get(name)
         if isinstance(text, str) and text and not text.isspace():
-            if len(record.fields) > 1 or record.unread:
-                for other in record.names:
-                    if other != name and says_something(record.fields.get(other, True)):
-                        remarks.count_not_used(other)
+            for other, value in record.fields.items():
+                if other != name and says_something(value):
+                    remarks.count_not_used(other)
+            for other in record.unread:
+                remarks.count_not_used(other)
             yield text, record
         elif name not in record.fields:
             close = nearest(name, record.names)

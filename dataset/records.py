@@ -60,9 +60,10 @@ class Remarks:
 
     def count_not_used(self, name: str, count: int = 1) -> None:
         """Count a field that says something and is not read."""
-        if name not in self.not_used and len(self.not_used) >= MOST_NAMES:
-            name = OTHER_NAMES
-        self.not_used[name] += count
+        counts = self.not_used
+        if name not in counts:
+            name = name if len(counts) < MOST_NAMES else OTHER_NAMES
+        counts[name] = counts.get(name, 0) + count
 
     def lines(self) -> list[str]:
         """What there is to say, without the file's name; none where there is nothing."""

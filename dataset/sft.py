@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from dataset.chat import training_sequences
 from dataset.conversations import Conversation
+from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
 from dataset.tokenizer import Tokenizer
@@ -46,7 +47,8 @@ class EncodedConversations:
         self.num_cut = self.num_too_long = 0
         self.oddities = Oddities(tokenizer.control_tokens)
         self.sources: list[tuple[str, int]] = []  # file and line of every sequence kept
-        self.longest = array("I")  # tokens that each conversation needs to be kept whole
+        self.needed = array("I")  # [conversations that came] positions that each takes whole
+        self.kept = array("I")  # … positions that it has
         conversation_of: list[int] = []
         ids: list[np.ndarray] = []
         masks: list[np.ndarray] = []
@@ -58,7 +60,8 @@ class EncodedConversations:
                 )
             except ValueError as error:  # the template cannot say it
                 raise ValueError(f"{conversation.path}:{conversation.line}: {error}") from None
-            self.longest.append(encoded.longest)
+            self.needed.append(encoded.longest - 1)
+            self.kept.append(max((len(ids) - 1 for ids, _ in encoded.sequences), default=0))
             if encoded.num_left_out:
                 self.num_cut += bool(encoded.sequences)
                 self.num_too_long += not encoded.sequences
@@ -211,12 +214,14 @@ class SFTDataset(Dataset):
         return self.num_tokens / (len(self) * self.max_seq_len)
 
     def summary(self) -> str:
-        """One line for a person: how many, how well packed, what was cut."""
+        """For a person: how many, how well packed, what was cut; a second line if that is much."""
+        encoded = self.encoded
+        warning = left_out_warning("conversations", encoded.needed, encoded.kept, self.max_seq_len)
         return (
-            f"{self.encoded.num_conversations:,} conversations in {len(self):,} rows, "
-            f"{self.efficiency:.1%} of the positions used; {self.encoded.num_cut:,} cut, "
-            f"{self.encoded.num_too_long:,} left out as too long; {self.encoded.oddities}"
-        )
+            f"{encoded.num_conversations:,} conversations in {len(self):,} rows, "
+            f"{self.efficiency:.1%} of the positions used; {encoded.num_cut:,} cut, "
+            f"{encoded.num_too_long:,} left out as too long; {encoded.oddities}"
+        ) + (f"\n{warning}" if warning else "")
 
     @property
     def fingerprint(self) -> str:

@@ -207,7 +207,9 @@ class LMConfig:
         """
         kind = config.get("model_type")
         if kind == "minimind":  # an edited model of ours (see qwen3_check.py), the same fields
-            kind = "qwen3_moe" if config.get("use_moe") else "qwen3"
+            use_moe = config.get("use_moe")
+            _require(isinstance(use_moe, bool), "use_moe", use_moe, "true or false")
+            kind = "qwen3_moe" if use_moe else "qwen3"
         if kind not in ("qwen3", "qwen3_moe"):
             raise ValueError(f"model_type {kind!r}: expected 'qwen3' or 'qwen3_moe'")
         if "auto_map" in config:

@@ -82,7 +82,8 @@ class LoRAConfig:
             raise ValueError(f"peft_type: expected 'LORA', got {content.get('peft_type')!r}")
         for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
                     "fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters",
-                    "trainable_token_indices", "exclude_modules"):  # fmt: skip
+                    "trainable_token_indices", "exclude_modules",
+                    "ensure_weight_tying"):  # fmt: skip
             if content.get(key):
                 raise ValueError(f"{key}: not supported here, got {content[key]!r}")
         if content.get("bias", "none") != "none":
@@ -191,8 +192,14 @@ def detach(model: nn.Module):
 
 
 def merge(model: nn.Module):
-    """Put the adapters into the weights: a plain model that computes the same."""
+    """Put the adapters into the weights: a plain model that computes the same.
+
+    A head that is tied to the embedding and has an adapter becomes a matrix of its own: in the
+    embedding the adapter would change every token that goes in.
+    """
     for name, layer in list(adapters(model)):
+        if name == "lm_head" and model.config.tie_word_embeddings:
+            model.config = model.config.with_changes(tie_word_embeddings=False)
         merged = layer.merged_weight().to(layer.weight.dtype)
         _replace(model, name, _linear(nn.Parameter(merged, requires_grad=False)))
 

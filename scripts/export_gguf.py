@@ -36,7 +36,7 @@ from model.gguf_format import (
     write_adapter,
     write_model,
 )
-from model.hf_format import load_config, load_model, weights_sha256
+from model.hf_format import load_config, load_model, some_names, weights_sha256
 from model.json_file import read_json
 from training import cli
 from training.checkpoint import adapter_folder, model_folder
@@ -80,6 +80,9 @@ def main():
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     vocabulary = read_vocabulary(folder, config.vocab_size, stop_ids(folder))
+    if vocabulary.is_nfc:
+        print("llama.cpp does not compose characters (NFC): letters with separate accents may get "
+              "other tokens there")  # fmt: skip
     template = vocabulary.template
     if adapter is not None and (adapter / "tokenizer.json").is_file():
         template = load_tokenizer(adapter).chat_template or template
@@ -94,7 +97,7 @@ def main():
         add_vocabulary(writer, vocabulary)
         as_f16 = write_model(writer, folder, config, args.dtype)
         if as_f16:
-            print(f"stored as f16, their rows being no multiple of 32: {', '.join(as_f16)}")
+            print(f"stored as f16, rows being no multiple of 32: {some_names(as_f16)}")
         adapter_name = None
         if adapter is not None:
             adapter_name = "adapter.gguf"

@@ -30,10 +30,14 @@ def main():
     base, adapter = model_folder(args.model, "--model"), adapter_folder(args.lora, "--lora")
     if args.out_dir.exists():
         raise ValueError(f"--out_dir {args.out_dir}: is there already; choose a new folder")
-    tokenizer = load_tokenizer(base)
+    # an adapter that was made from a base model has taught it to chat: its folder says how
+    tokenizer = load_tokenizer(adapter if (adapter / "tokenizer.json").is_file() else base)
     model = load_model(base)
     lora.load_adapter(model, adapter, weights_sha256(base))
+    was_tied = model.config.tie_word_embeddings
     lora.merge(model)
+    if was_tied and not model.config.tie_word_embeddings:
+        print("the adapter changes lm_head alone: it is no longer tied to the embedding")
     args.out_dir.mkdir(parents=True)
     save_model(model, args.out_dir, stop_ids(tokenizer), base=inherited(base))
     tokenizer.save(args.out_dir, chat_template=True)

@@ -239,3 +239,15 @@ def test_the_older_spelling_of_rotary_settings_is_read(key):
     theirs = Qwen3Config.from_dict(old | {key: {"type": "yarn"} | rope})
     assert theirs.rope_parameters["original_max_position_embeddings"] == 256
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
+
+
+def test_an_edited_models_config_has_the_same_fields():
+    """model_type "minimind" with use_moe in place of two names; anything but true or false there
+    is refused."""
+    for moe in (False, True):
+        config = LMConfig.preset("demo", use_moe=moe)
+        content = config.to_hf_dict() | {"model_type": "minimind", "use_moe": moe}
+        assert LMConfig.from_hf_dict(content) == config
+    for wrong in ("no", None, 1):
+        with pytest.raises(ValueError, match="use_moe"):
+            LMConfig.from_hf_dict(content | {"use_moe": wrong})

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import eval_model
-from dataset.chat import encode_conversation
+from dataset.chat import encode_conversation, training_sequences
 from dataset.tokenizer import load_tokenizer
 from model.generation import generate
 from model.hf_format import load_model
@@ -71,6 +71,48 @@ def test_a_base_model_continues_the_prompt(monkeypatch, capsys, base_folder):
         "--temperature", "0", "--max_new_tokens", "12",
     )  # fmt: skip
     assert out == "The cat <|im_end|>" + greedy(base_folder, ids, 12) + "\n"
+
+
+@pytest.mark.parametrize("prompt", ["The cat", "从前有一只小猫", "  def f(x):"])
+def test_transformers_continues_a_prompt_alike(monkeypatch, capsys, base_folder, prompt):
+    """generate(**tokenizer(prompt)) gives what eval_model.py prints: both begin with one prompt."""
+    out = run(
+        monkeypatch, capsys, "--model", base_folder, "--prompt", prompt,
+        "--temperature", "0", "--max_new_tokens", "12",
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
+    ids = model.generate(
+        **tokenizer(prompt, return_tensors="pt"), max_new_tokens=12, do_sample=False,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )[0]  # fmt: skip
+    assert out == tokenizer.decode(ids, skip_special_tokens=True) + "\n"
+
+
+def test_a_chat_keeps_thoughts_and_calls_as_training_has_them(monkeypatch, capsys, chat_folder):
+    """What the assistant wrote goes into the next prompt as a message, not as letters: its think
+    block is gone there, its tool call stands between the control tokens."""
+    tokenizer = load_tokenizer(chat_folder)
+    call = {"name": "add", "arguments": {"a": 1}}
+    message = {
+        "role": "assistant", "content": "Gladly.", "reasoning_content": "Hm.", "tool_calls": [call],
+    }  # fmt: skip
+    talk = [{"role": "user", "content": "1?"}, message]
+    ((ids, mask),) = training_sequences(tokenizer, talk).sequences
+    said = [id for id, on in zip(ids, mask) if on]
+    prompts = []
+
+    def fake(model, prompt, *args, **kwargs):
+        prompts.append(prompt)
+        yield from said
+
+    monkeypatch.setattr(eval_model, "generate", fake)
+    out = run(monkeypatch, capsys, "--model", chat_folder, "--thinking", stdin="1?\nagain\n")
+    assert "<think>\nHm.\n</think>\n\nGladly." in out and '{"name": "add"' in out
+    talk.append({"role": "user", "content": "again"})
+    assert prompts[1] == encode_conversation(tokenizer, talk, None, True, True).ids
+    assert prompts[1].count(tokenizer.control_id("<tool_call>")) == 1
+    assert tokenizer.control_id("<think>") not in prompts[1]
 
 
 def test_a_chat_model_answers_in_chat_format(monkeypatch, capsys, chat_folder):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -14,12 +15,13 @@ from oracle_models import our_model, random_numbers, shake
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dataset.chat import encode_conversation
+from dataset.chat import NO_THINKING, THINKING, encode_conversation
 from dataset.gguf_tokenizer import SPLITS
 from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.config import LMConfig
 from model.generation import generate
+from model.gguf_format import new_writer, write_model
 from model.hf_format import load_config, load_model, save_model, weights_sha256
 from model.json_file import read_json
 from model.model import MiniMindLM
@@ -47,7 +49,7 @@ TEXTS = [
 
 
 @torch.enable_grad()
-def teach(model: MiniMindLM, rows: list[tuple[list[int], list[int]]], steps: int = 120):
+def teach(model: MiniMindLM, rows: list[tuple[list[int], list[int]]], steps: int = 80):
     """Rows (ids, mask) by heart, so that the likeliest token leads by far."""
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
     for _ in range(steps):
@@ -64,6 +66,20 @@ def teach(model: MiniMindLM, rows: list[tuple[list[int], list[int]]], steps: int
     model.eval()
 
 
+def chat_row(tokenizer, question: str, answer: dict, tools=None, thinking=False):
+    """(ids, mask) of one answer where it is generated."""
+    ids, _ = encode_conversation(
+        tokenizer, ask(question), tools, add_generation_prompt=True, enable_thinking=thinking
+    )
+    whole, _ = encode_conversation(tokenizer, [*ask(question), answer], tools)
+    assert whole[: len(ids)] == ids and whole[-2] == tokenizer.control_id("<|im_end|>")
+    return whole[:-1], [0] * len(ids) + [1] * (len(whole) - 1 - len(ids))
+
+
+def ask(question: str) -> list[dict]:
+    return [{"role": "user", "content": question}]
+
+
 def lessons(tokenizer) -> list[tuple[list[int], list[int]]]:
     """STORIES and CHATS as ids and masks."""
     rows = []
@@ -71,18 +87,18 @@ def lessons(tokenizer) -> list[tuple[list[int], list[int]]]:
         ids = [*tokenizer.encode_text(story), tokenizer.eos_id]
         rows.append((ids, [1] * len(ids)))
     for question, answer in CHATS:
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rows.append(encode_conversation(tokenizer, messages))
+        rows.append(chat_row(tokenizer, question, {"role": "assistant", "content": answer}))
     return rows
 
 
-def make_folder(folder: Path, taught: bool = True, **numbers) -> Path:
+def make_folder(folder: Path, taught=True, template=NO_THINKING, rows=lessons, **numbers) -> Path:
     """A model folder with the shipped tokenizer; taught, or with random weights of large size."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(TOKENIZER)
+    tokenizer.chat_template = template
     model = MiniMindLM(LMConfig(**{"vocab_size": 6400} | SIZES | numbers))
     if taught:
-        teach(model, lessons(tokenizer))
+        teach(model, rows(tokenizer))
     else:
         shake(model)
     folder.mkdir()
@@ -181,6 +197,24 @@ def test_tensors_are_stored_as_asked(monkeypatch, tmp_path, experts):
     assert LlamaCpp(out / "model-q8_0.gguf").greedy("a", 2)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_memory_holds_a_tensor_not_the_model(tmp_path, dtype):
+    """Weights are read, converted and written one at a time."""
+    config = LMConfig(
+        vocab_size=96, hidden_size=128, num_hidden_layers=24, num_attention_heads=4,
+        intermediate_size=512,
+    )  # fmt: skip
+    save_model(MiniMindLM(config), tmp_path, 0)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    for file in ("a.gguf", "b.gguf"):  # what is imported on the way belongs to the first
+        writer = new_writer(tmp_path / file, config, "model", "m")
+        tracemalloc.start()
+        write_model(writer, tmp_path, config, dtype)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert size > 20e6 and peak < size / 5
+
+
 def test_a_bfloat16_folder_in_several_files_is_read(monkeypatch, tmp_path, dense):
     """Weights in bfloat16, split by transformers, arrive bit by bit in a bf16 file."""
     from transformers import AutoModelForCausalLM
@@ -248,6 +282,28 @@ def test_every_pre_tokenisation_with_a_name_gives_the_same_tokens(monkeypatch, t
         assert llama.tokenize(text) == tokenizer.encode(text).ids, text
 
 
+def test_a_tokenizer_of_qwen3_is_named(monkeypatch, tmp_path, capsys):
+    """Qwen2's splitting behind NFC, as Qwen3 has it: exported, and what differs is said."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = split_by(SPLITS["qwen2"][0])
+    folder = foreign_folder(tmp_path / "model", tokenizer)
+    out = export(monkeypatch, "--model", folder, "--dtype", "q8_0", "--out_dir", tmp_path / "out")
+    assert "llama.cpp does not compose characters (NFC)" in capsys.readouterr().out
+    llama = LlamaCpp(out / "model-q8_0.gguf")
+    for text in SENTENCES:
+        assert llama.tokenize(text) == tokenizer.encode(text).ids, text
+
+
+def test_an_eos_that_is_no_token_is_refused(monkeypatch, tmp_path, dense):
+    """A stop token beyond the vocabulary, and more of them than GGUF has places for, are named."""
+    folder = shutil.copytree(dense, tmp_path / "model")
+    for ids, message in (([2, 6400], "eos_token_id 6400"), ([0, 1, 2, 3], "places for three")):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        with pytest.raises(ValueError, match=message):
+            export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "out")
+
+
 def other_split(tokenizer):
     tokenizer.pre_tokenizer = split_by(r"\s+|\w+|[^\s\w]+")
 
@@ -303,10 +359,6 @@ def test_a_token_that_the_tokenizer_puts_first_is_put_first_there(monkeypatch, t
         export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "other")
 
 
-def ask(question: str) -> list[dict]:
-    return [{"role": "user", "content": question}]
-
-
 def test_chat_in_llama_cpp_is_ours(monkeypatch, tmp_path, dense):
     """With a server's defaults its chat endpoint builds our prompt, stops where we stop and gives
     the answer as the answer, not as thoughts."""
@@ -324,6 +376,70 @@ def test_chat_in_llama_cpp_is_ours(monkeypatch, tmp_path, dense):
                 {"role": "assistant", "content": "Yes."}, *ask("你好")]  # fmt: skip
     ids, _ = encode_conversation(tokenizer, messages, add_generation_prompt=True)
     assert llama.tokenize(llama.prompt_of(messages)) == ids
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds. 相加。",
+          "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}]  # fmt: skip
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 12}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+THOUGHT = {"role": "assistant", "content": "It is 7.", "reasoning_content": "3 and 4."}
+
+
+def thoughts_and_calls(tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Answers with and without thoughts, and one that calls a tool."""
+    plain = {"role": "assistant", "content": "At once."}
+    return [
+        chat_row(tokenizer, "What is 3+4?", THOUGHT, thinking=True),
+        chat_row(tokenizer, "What is 3+4?", plain),
+        chat_row(tokenizer, "Add 12.", CALLING | {"reasoning_content": "A tool."}, TOOLS, True),
+    ]
+
+
+def test_a_model_that_thinks_keeps_its_switch_there(monkeypatch, tmp_path):
+    """Thoughts arrive as thoughts, calls as calls; with the switch off the answer comes at once."""
+    folder = make_folder(tmp_path / "model", template=THINKING, rows=thoughts_and_calls)
+    out = export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "out")
+    llama = LlamaCpp(out / "model-f16.gguf")
+    message = llama.chat(ask("What is 3+4?"))["message"]
+    assert message["content"] == "It is 7." and message["reasoning_content"].strip() == "3 and 4."
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    message = llama.chat(ask("What is 3+4?"), **off)["message"]
+    assert message == {"role": "assistant", "content": "At once."}
+    choice = llama.chat(ask("Add 12."), tools=TOOLS)
+    call = choice["message"]["tool_calls"][0]["function"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert (call["name"], json.loads(call["arguments"])) == ("add", {"a": 12})
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("template", [THINKING, NO_THINKING], ids=["thinking", "no_thinking"])
+def test_long_chats_and_tools_are_rendered_there_as_here(monkeypatch, tmp_path, template, thinking):
+    """System prompt, earlier turns, thoughts, calls as JSON strings, results: equal ids."""
+    folder = make_folder(tmp_path / "model", taught=False, template=template)
+    out = export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "out")
+    llama, tokenizer = LlamaCpp(out / "model-f16.gguf"), load_tokenizer(folder)
+    system, result = (
+        {"role": "system", "content": "简短。"},
+        {"role": "tool", "content": '{"x": 1}'},
+    )
+    text_call = CALLING | {"tool_calls": [{"type": "function", "function": {
+        "name": "add", "arguments": '{"a": 12}'}}]}  # fmt: skip
+    answer = THOUGHT if template == THINKING else {"role": "assistant", "content": "It is 7."}
+    chats = [
+        ([system, *ask("Hi"), answer, *ask("你好")], None),
+        ([*ask("Add 12."), CALLING, result, result], TOOLS),
+        ([system, *ask("Add 12."), text_call, result, answer, *ask("Again")], TOOLS),
+    ]
+    if template == THINKING:
+        chats.append(([*ask("Add"), CALLING | {"reasoning_content": "Hm."}, result], TOOLS))
+    for messages, tools in chats:
+        more = {"tools": tools} if tools else {}
+        prompt = llama.prompt_of(
+            messages, chat_template_kwargs={"enable_thinking": thinking}, **more
+        )
+        messages = [m | {"tool_calls": [CALL]} if m.get("tool_calls") else m for m in messages]
+        ids, _ = encode_conversation(tokenizer, messages, tools, True, thinking)
+        assert llama.tokenize(prompt) == ids, prompt
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

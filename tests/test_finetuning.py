@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import trl
 from safetensors.torch import load_file
 
 import eval_model
@@ -169,9 +170,8 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, tmp_path, flags, script, 
     train(monkeypatch, script, tmp_path / "stopped", *argv)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
     whole, stopped = (tmp_path / run / "step-00000006" for run in ("whole", "stopped"))
-    names = [p.relative_to(whole) for p in whole.rglob("*") if p.suffix != ".json"]
-    names = [name for name in names if (whole / name).is_file()]
-    assert {"optimizer.tensors"} < {name.name for name in names}
+    names = [*(p.name for p in whole.glob("*.safetensors")), "resume/optimizer.tensors"]
+    assert len(names) == 2
     for name in names:
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 
@@ -222,6 +222,24 @@ def test_a_model_that_is_taught_to_think_gets_the_switch(monkeypatch, tmp_path, 
         else:
             with pytest.raises(ValueError, match="--thinking"):
                 eval_model.main()
+
+
+@pytest.mark.parametrize("script", ["full_sft", "lora", "dpo"])
+def test_a_folder_with_its_own_template_keeps_it(monkeypatch, tmp_path, base, flags, script):
+    """A model with Qwen3's own template is trained and answered through it, and leaves with it."""
+    template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text("utf-8")
+    (base / "chat_template.jinja").write_text(template)
+    train(monkeypatch, script, tmp_path / "run", *flags[script], "--max_steps", 1)
+    folder = tmp_path / "run" / "step-00000001"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == template
+    messages = [say("user", "1?"), say("assistant", "2"), say("user", "3?")]
+    for thinking in (False, True):
+        theirs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, enable_thinking=thinking, return_dict=True
+        )["input_ids"]
+        ours = encode_conversation(load_tokenizer(folder), messages, None, True, thinking)
+        assert ours.ids == theirs
 
 
 def test_weights_of_files(monkeypatch, tmp_path, flags, capsys):
@@ -292,6 +310,13 @@ def test_adapters_are_switched_in_the_chat(monkeypatch, tmp_path, flags, base, c
     assert spoken[:3] == [alone["a"], alone["b"], alone["a"]]
     assert spoken[3] not in alone.values()
     assert any("adapters: a, b" in line for line in said)
+    (tmp_path / "other").mkdir()
+    second = (tmp_path / "b").rename(tmp_path / "other" / "a")  # both are called "a" now
+    said = answers(
+        "--lora", tmp_path / "a", second, stdin=f"Hi\n/lora {second}\n/reset\nHi\n/lora zzz\n"
+    )
+    assert [x for x in said if x and not x.startswith("(")] == [alone["a"], alone["b"]]
+    assert any(f"adapters: {tmp_path / 'a'}, {second}" in line for line in said)
 
 
 def test_a_tiny_learning_rate_still_moves_the_weights(monkeypatch, tmp_path, flags, base):

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from model import lora
+from model.decoding_layers import for_decoding
 from model.hf_format import load_model, save_model, weights_sha256
 from tests.oracle_models import (
     open_there,
@@ -227,3 +228,39 @@ def test_the_same_adapter_has_the_same_bytes(base, tmp_path):
         lora.save_adapter(model, lora.LoRAConfig(), folder, base[1], "0" * 64)
         contents.add((folder / lora.WEIGHTS_FILE).read_bytes())
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_of_a_tied_head_survives_the_merge(tmp_path, kind):
+    """Beside a tied head an adapter changes the head alone, as in peft; merged, it is untied.
+
+    The merged folder computes the same here and in transformers, and the base keeps its head.
+    """
+    numbers = random_numbers(1) | {"tie_word_embeddings": True}
+    folder = save_here(our_model(numbers), tmp_path / "base")
+    model = load_model(folder)
+    config = lora.LoRAConfig(4, 6.0, lora_targets=("lm_head", "q_proj"), **KINDS[kind])
+    lora.attach(model, config)
+    shake_adapters(lora._tensors(model).items())
+    (tmp_path / "adapter").mkdir()
+    lora.save_adapter(model, config, tmp_path / "adapter", folder, weights_sha256(folder))
+    ids = random_ids(numbers)
+    theirs = PeftModel.from_pretrained(open_there(folder), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert (model(ids)[0] - expected).abs().max() <= 1e-4
+        assert (load_model(folder)(ids)[0] - expected).abs().max() > 0.1
+
+        fast = for_decoding(model)  # merges a copy
+        assert (fast(ids)[0] - expected).abs().max() <= 1e-4
+        assert model.config.tie_word_embeddings
+
+        lora.merge(model)
+        (tmp_path / "merged").mkdir()
+        save_model(model, tmp_path / "merged", 0)
+        merged = load_model(tmp_path / "merged")
+        assert not merged.config.tie_word_embeddings
+        assert (merged(ids)[0] - expected).abs().max() <= 1e-4
+        assert (open_there(tmp_path / "merged")(ids).logits - expected).abs().max() <= 1e-4
+        before = load_model(folder).model.embed_tokens.weight
+        assert torch.equal(merged.model.embed_tokens.weight, before)

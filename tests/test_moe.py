@@ -18,6 +18,7 @@ from oracle_models import (
     shake,
     their_model,
 )
+from small_runs import TINY
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 import train_dpo
@@ -230,6 +231,25 @@ def test_adapters_on_other_layers_are_trained(
     monkeypatch.setattr("sys.argv", flags)
     script.main()
     assert (tmp_path / "out/step-00000001/adapter_model.safetensors").is_file()
+
+
+def test_a_run_of_the_earlier_preset_goes_on_with_its_own_numbers(monkeypatch, tmp_path):
+    """One expert of four, not renormalised: opens, resumes with these flags, not with others."""
+    flags = flags_of("train_pretrain", tmp_path, tmp_path)
+    flags = [*flags[:1], *flags[3:], *TINY, "--use_moe"]
+    earlier = ["--num_experts", "4", "--num_experts_per_tok", "1", "--no-norm_topk_prob"]
+    monkeypatch.setattr("sys.argv", [*flags, *earlier])
+    train_pretrain.main()
+    config = load_model(tmp_path / "out/step-00000001").config
+    assert (config.num_experts, config.num_experts_per_tok) == (4, 1)
+    assert not config.norm_topk_prob and config.moe_intermediate_size == config.intermediate_size
+    flags[flags.index("--max_steps") + 1] = "2"
+    monkeypatch.setattr("sys.argv", flags)
+    with pytest.raises(ValueError, match=r"--resume.*num_experts.*4.*8"):
+        train_pretrain.main()
+    monkeypatch.setattr("sys.argv", [*flags, *earlier])
+    train_pretrain.main()
+    assert (tmp_path / "out/step-00000002").is_dir()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

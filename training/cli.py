@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 
 from model.config import PRESETS, LMConfig
 from model.hf_format import load_config
+from model.json_file import read_json
 from model.lora import LoRAConfig, default_targets
 from training import run_lock
 from training.distributed import Ranks, shutdown
@@ -101,11 +103,13 @@ def given_model_fields(args: argparse.Namespace) -> dict:
     return {f.name: getattr(args, f.name) for f in fields(LMConfig) if hasattr(args, f.name)}
 
 
-def build_config(args: argparse.Namespace, tokenizer_size: int) -> LMConfig:
+def build_config(args: argparse.Namespace, tokenizer_size: int, seq_len: int = 0) -> LMConfig:
     """The LMConfig of a new run: --init_from's or --preset's, with the given flags on top.
 
-    The vocabulary defaults to the tokenizer's size. Raises ValueError for a vocabulary smaller than
-    the tokenizer, a row longer than the context, or a flag that the loaded weights contradict.
+    The vocabulary defaults to the tokenizer's size; --max_seq_len, where it is not given, becomes
+    that of the run in --out_dir, else seq_len or the context if that is shorter. Raises ValueError
+    for a vocabulary smaller than the tokenizer, a row longer than the context, or a flag that the
+    loaded weights contradict.
     """
     given = given_model_fields(args)
     if args.init_from is None:
@@ -128,12 +132,35 @@ def build_config(args: argparse.Namespace, tokenizer_size: int) -> LMConfig:
             f"--vocab_size {config.vocab_size}: the tokenizer has {tokenizer_size} entries; "
             "a model needs at least as many"
         )
+    if args.max_seq_len is None:
+        args.max_seq_len = _seq_len_of_run(args) or min(seq_len, config.max_position_embeddings)
     if args.max_seq_len > config.max_position_embeddings:
         raise ValueError(
             f"--max_seq_len {args.max_seq_len}: the model's context is "
             f"{config.max_position_embeddings} tokens (--max_position_embeddings)"
         )
     return config
+
+
+def add_seq_len_flag(add: Callable, seq_len: int):
+    """--max_seq_len of a script whose default is `seq_len` (the same goes to `build_config`)."""
+    text = f"tokens per row; None: as the run in --out_dir had, else {seq_len} or the context"
+    add("--max_seq_len", type=at_least(1), default=None, help=text)
+
+
+def _seq_len_of_run(args: argparse.Namespace) -> int | None:
+    """--max_seq_len of the run that this one goes on with, if there is one."""
+    if args.resume == "never":
+        return None
+    folder = args.out_dir if args.resume == "auto" else Path(args.resume)
+    if args.resume != "auto" and not (folder / "args.json").is_file():
+        folder = folder.parent  # a single checkpoint was named
+    if not any(folder.glob("step-*")):  # it has not come so far that it could go on
+        return None
+    seq_len = None
+    with contextlib.suppress(ValueError):
+        seq_len = read_json(folder / "args.json").get("max_seq_len")
+    return seq_len if type(seq_len) is int and seq_len > 0 else None
 
 
 def add_training_flags(

@@ -158,7 +158,7 @@ def changed_flags(folder: Path, args, config: LMConfig | None) -> dict[str, tupl
     """
     before = earlier_flags(folder)
     now = json.loads(json.dumps(vars(args), default=str))
-    skipped = _OF_A_START | {f.name for f in fields(LMConfig)}
+    skipped = _OF_A_START | _FIXED | {f.name for f in fields(LMConfig)}
     if args.data_path is None:  # then the demo's questions may have been filled in
         skipped = skipped | {"questions"}
     if args.auto_batch:

@@ -13,7 +13,7 @@ from dataset.demo_text.words_en import Story
 
 # Conversations of each kind and language.
 COUNTS = {
-    "fact": {"en": 800, "zh": 480},
+    "fact": {"en": 900, "zh": 500},
     "sum": {"en": 1050, "zh": 520},
     "comparison": {"en": 300, "zh": 220},
     "count": {"en": 110, "zh": 80},
