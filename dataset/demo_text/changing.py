@@ -21,7 +21,7 @@ HELD_OUT = {
 # What a turn of training may be about, and how often.
 SUBJECTS = shares(me=2, fact=4, sum=4, comparison=2, count=1, greeting=1)
 TURN_LANGUAGES = shares(en=3, zh=2)
-TURNS = (2, 2, 2, 2, 3, 3, 3, 4, 4)  # a model that may think reads all earlier turns for each answer
+TURNS = (2, 2, 2, 2, 3, 3, 3, 4, 4)
 # The subject of a held-out question by its skill; the others are facts.
 SUBJECT_OF = {
     "identity": "me", "arithmetic": "sum", "comparison": "comparison", "counting": "count",

@@ -1,4 +1,8 @@
-"""The conversations of `sft.jsonl`: questions, follow-ups, stories, system prompts, reasoning."""
+"""The conversations of `sft.jsonl`: questions, follow-ups, stories, system prompts, tools.
+
+And those of `reasoning.jsonl`. They are kept apart: one of them among the others would give the
+model the chat template of models that think, with which each answer costs all turns before it.
+"""
 
 import random
 
@@ -23,8 +27,8 @@ COUNTS = {
     "story": {"en": 90, "zh": 50},
     "system": {"en": 160, "zh": 110},
     "tool": {"en": 84, "zh": 56},
-    "reasoning": {"en": 150, "zh": 100},
 }
+REASONING = {"en": 150, "zh": 100}
 
 
 def messages(turns: list[Turn], system: str = "") -> list[dict]:
@@ -210,8 +214,6 @@ def _conversation(kind: str, rng: random.Random, decks: QuestionDecks) -> list[d
         return system_conversation(rng, decks)
     if kind == "tool":
         return tool_conversation(rng, decks)
-    if kind == "reasoning":
-        return reasoning_conversation(rng, lang)
     single = {
         "fact": decks.fact,
         "sum": decks.sum,
@@ -220,6 +222,15 @@ def _conversation(kind: str, rng: random.Random, decks: QuestionDecks) -> list[d
         "identity": decks.about_me,
     }
     return messages([single[kind]()])
+
+
+def reasoning_conversations(seed: int) -> list[list[dict]]:
+    """Return the conversations of `reasoning.jsonl`."""
+    rng = make_rng(seed, "reasoning")
+    result = []
+    for lang, count in REASONING.items():
+        result += [reasoning_conversation(rng, lang) for _ in range(count)]
+    return shuffled(rng, result)
 
 
 def sft_conversations(seed: int) -> list[list[dict]]:
