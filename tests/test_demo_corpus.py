@@ -42,7 +42,7 @@ def records(folder):
 
 def _messages_shown(records):
     """Return every message that a model is taught to prefer (rejected answers are wrong)."""
-    for name in ("sft.jsonl", "lora.jsonl"):
+    for name in ("sft.jsonl", "reasoning.jsonl", "lora.jsonl"):
         for record in records[name]:
             yield from record["conversations"]
     for record in records["dpo.jsonl"]:
@@ -174,7 +174,7 @@ def _check_conversation(conversation):
 def test_schema(records):
     """Every record has exactly the fields of its file, and conversations are well formed."""
     assert all(set(r) == {"text"} and r["text"].strip() for r in records["pretrain.jsonl"])
-    for name in ("sft.jsonl", "lora.jsonl"):
+    for name in ("sft.jsonl", "reasoning.jsonl", "lora.jsonl"):
         for record in records[name]:
             assert set(record) == {"conversations"}
             _check_conversation(record["conversations"])
@@ -196,13 +196,16 @@ def test_schema(records):
     assert all(set(r) == {"prompt", "lang"} for r in records["story_prompts.jsonl"])
     shown = [r["conversations"] for r in records["sft.jsonl"]]
     assert sum(any("tool_calls" in m for m in c) for c in shown) >= 100
-    assert sum(any("reasoning_content" in m for m in c) for c in shown) >= 200
+    assert not any("reasoning_content" in m for c in shown for m in c)  # no model that thinks
+    assert len(records["reasoning.jsonl"]) == 250
+    for record in records["reasoning.jsonl"]:
+        assert record["conversations"][-1]["reasoning_content"]
     assert sum(sum(m["role"] == "user" for m in c) > 1 for c in shown) >= 700
 
 
 def test_held_out_questions_are_in_no_training_file(folder, records):
     """No held-out question occurs in any training file, not even inside a longer text."""
-    names = ("pretrain.jsonl", "sft.jsonl", "lora.jsonl", "dpo.jsonl")
+    names = ("pretrain.jsonl", "sft.jsonl", "reasoning.jsonl", "lora.jsonl", "dpo.jsonl")
     training = "\n".join((folder / name).read_text("utf-8") for name in names)
     for name in QUESTIONS:
         for record in records[name]:
@@ -225,7 +228,7 @@ def _changes(conversation) -> tuple[int, int]:
 def test_conversations_change_their_subject_and_language(records):
     """Hundreds of conversations change the language, and each answer is in its question's.
 
-    Of the held-out ones each is asked after one to four turns, half of them in another language
+    Of the held-out ones each is asked after one to three turns, half of them in another language
     than the turn before; and none is about what that turn was about.
     """
     taught = [
@@ -238,7 +241,7 @@ def test_conversations_change_their_subject_and_language(records):
 
     held_out = records["multi_turn_questions.jsonl"]
     assert len(held_out) >= 80
-    assert {len(r["conversations"]) for r in held_out} == {2, 4, 6, 8}
+    assert {len(r["conversations"]) for r in held_out} == {2, 4, 6}
     asked_last = []
     for record in held_out:
         turns = [*record["conversations"], {"role": "user", "content": record["question"]},

@@ -12,7 +12,7 @@ from dataset.demo_text.choosing import below, chance, make_rng, pick, pick_sever
 from dataset.demo_text.questions import QuestionDecks, Turn, all_held_out
 
 LANGUAGES = ("en", "zh")
-CONVERSATIONS = 880
+CONVERSATIONS = 600
 # Held-out conversations of each language by the skill that the last question asks for.
 HELD_OUT = {
     "identity": 12, "facts": 16, "order": 4, "opposites": 4, "arithmetic": 6, "comparison": 3,
@@ -21,6 +21,7 @@ HELD_OUT = {
 # What a turn of training may be about, and how often.
 SUBJECTS = shares(me=2, fact=4, sum=4, comparison=2, count=1, greeting=1)
 TURN_LANGUAGES = shares(en=3, zh=2)
+TURNS = (2, 2, 2, 2, 3, 3, 3, 4, 4)
 # The subject of a held-out question by its skill; the others are facts.
 SUBJECT_OF = {
     "identity": "me", "arithmetic": "sum", "comparison": "comparison", "counting": "count",
@@ -80,13 +81,13 @@ def changing_turns(
 def changing_conversations(seed: int) -> list[list[dict]]:
     """Return the conversations of `sft.jsonl` that change subject and language.
 
-    Two to five turns, behind which one in five has thanks or a farewell.
+    Two to four turns, behind which one in five has thanks or a farewell.
     """
     rng = make_rng(seed, "conversations that change")
     decks = make_decks(rng)
     result = []
     for _ in range(CONVERSATIONS):
-        turns = changing_turns(rng, decks, 2 + below(rng, 4))
+        turns = changing_turns(rng, decks, pick(rng, TURNS))
         if chance(rng, 0.2):
             turns.append(pick(rng, identity.FAREWELLS[pick(rng, TURN_LANGUAGES)]))
         result.append(_as_messages(turns))
@@ -94,7 +95,7 @@ def changing_conversations(seed: int) -> list[list[dict]]:
 
 
 def multi_turn_questions(seed: int) -> list[MultiTurnQuestion]:
-    """Return held-out questions, each after one to four turns on other subjects.
+    """Return held-out questions, each after one to three turns on other subjects.
 
     The question itself is in no training file, so the conversation is not either.
     """
@@ -106,6 +107,6 @@ def multi_turn_questions(seed: int) -> list[MultiTurnQuestion]:
         for skill, count in HELD_OUT.items():
             for question in pick_several(rng, [q for q in known if q.skill == skill], count):
                 subject = SUBJECT_OF.get(skill, "fact")
-                turns = changing_turns(rng, decks, 1 + below(rng, 4), before=subject)
+                turns = changing_turns(rng, decks, 1 + below(rng, 3), before=subject)
                 result.append(MultiTurnQuestion(_as_messages(turns), *question))
     return result

@@ -1,4 +1,8 @@
-"""The conversations of `sft.jsonl`: questions, follow-ups, stories, system prompts, reasoning."""
+"""The conversations of `sft.jsonl`: questions, follow-ups, stories, system prompts, tools.
+
+And those of `reasoning.jsonl`. They are kept apart: one of them among the others would give the
+model the chat template of models that think, with which each answer costs all turns before it.
+"""
 
 import random
 
@@ -13,18 +17,18 @@ from dataset.demo_text.words_en import Story
 
 # Conversations of each kind and language.
 COUNTS = {
-    "fact": {"en": 620, "zh": 380},
-    "sum": {"en": 850, "zh": 420},
-    "comparison": {"en": 240, "zh": 180},
-    "count": {"en": 100, "zh": 70},
-    "identity": {"en": 80, "zh": 70},
-    "follow_up": {"en": 330, "zh": 220},
+    "fact": {"en": 900, "zh": 500},
+    "sum": {"en": 1050, "zh": 520},
+    "comparison": {"en": 300, "zh": 220},
+    "count": {"en": 110, "zh": 80},
+    "identity": {"en": 90, "zh": 80},
+    "follow_up": {"en": 150, "zh": 100},
     "chat": {"en": 60, "zh": 40},
-    "story": {"en": 110, "zh": 60},
+    "story": {"en": 90, "zh": 50},
     "system": {"en": 160, "zh": 110},
-    "tool": {"en": 90, "zh": 60},
-    "reasoning": {"en": 150, "zh": 100},
+    "tool": {"en": 84, "zh": 56},
 }
+REASONING = {"en": 150, "zh": 100}
 
 
 def messages(turns: list[Turn], system: str = "") -> list[dict]:
@@ -199,7 +203,7 @@ def reasoning_conversation(rng: random.Random, lang: str) -> list[dict]:
 def _conversation(kind: str, rng: random.Random, decks: QuestionDecks) -> list[dict]:
     lang = decks.lang
     if kind == "follow_up":
-        turns = decks.fact_and_follow_ups(1 + below(rng, 3))
+        turns = decks.fact_and_follow_ups(1 + below(rng, 2))
         return messages(turns)
     if kind == "chat":
         return chat(rng, decks)
@@ -210,8 +214,6 @@ def _conversation(kind: str, rng: random.Random, decks: QuestionDecks) -> list[d
         return system_conversation(rng, decks)
     if kind == "tool":
         return tool_conversation(rng, decks)
-    if kind == "reasoning":
-        return reasoning_conversation(rng, lang)
     single = {
         "fact": decks.fact,
         "sum": decks.sum,
@@ -220,6 +222,15 @@ def _conversation(kind: str, rng: random.Random, decks: QuestionDecks) -> list[d
         "identity": decks.about_me,
     }
     return messages([single[kind]()])
+
+
+def reasoning_conversations(seed: int) -> list[list[dict]]:
+    """Return the conversations of `reasoning.jsonl`."""
+    rng = make_rng(seed, "reasoning")
+    result = []
+    for lang, count in REASONING.items():
+        result += [reasoning_conversation(rng, lang) for _ in range(count)]
+    return shuffled(rng, result)
 
 
 def sft_conversations(seed: int) -> list[list[dict]]:

@@ -11,23 +11,18 @@ from dataset.demo_text.choosing import below, chance, pick, pick_several, words
 from dataset.demo_text.questions import QuestionDecks
 
 
-def _tool(name: str, description: str, parameter: str, meaning: str) -> dict:
-    return {
-        "name": name,
-        "description": description,
-        "parameters": {
-            "type": "object",
-            "properties": {parameter: {"type": "string", "description": meaning}},
-            "required": [parameter],
-        },
-    }
+def _tool(name: str, description: str, parameter: str) -> dict:
+    """A description in as few words as a row of 256 tokens has room for, beside what is said."""
+    properties = {parameter: {"type": "string"}}
+    parameters = {"type": "object", "properties": properties, "required": [parameter]}
+    return {"name": name, "description": description, "parameters": parameters}
 
 
 TOOLS = {
-    "calculator": _tool("calculator", "Calculate an expression.", "expression", "such as 12 + 30"),
-    "get_weather": _tool("get_weather", "Get the weather in a city.", "city", "name of a city"),
-    "get_time": _tool("get_time", "Get the time in a city.", "city", "name of a city"),
-    "dictionary": _tool("dictionary", "Look up a word.", "word", "one word"),
+    "calculator": _tool("calculator", "Calculate an expression, such as 12 + 30.", "expression"),
+    "get_weather": _tool("get_weather", "Get the weather in a city.", "city"),
+    "get_time": _tool("get_time", "Get the time in a city.", "city"),
+    "dictionary": _tool("dictionary", "Look up a word.", "word"),
 }
 
 CITIES = {
@@ -126,7 +121,8 @@ def tool_conversation(rng: random.Random, decks: QuestionDecks) -> list[dict]:
     """Return a conversation that calls a tool; one in five needs none and answers at once."""
     lang = decks.lang
     name = pick(rng, tuple(CALLS))
-    offered = pick_several(rng, [n for n in TOOLS if n != name], below(rng, 3)) + [name]
+    others = pick_several(rng, [n for n in TOOLS if n != name], int(chance(rng, 0.25)))
+    offered = [*others, name]
     offered = pick_several(rng, offered, len(offered))
     system = {
         "role": "system",
