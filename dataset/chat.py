@@ -90,7 +90,7 @@ def encode_conversation(
             tokenizer, messages, tools, add_generation_prompt, enable_thinking
         )
         return Sequence(ids, mask)
-    walk = _Walk(thinks)
+    walk = _Walk(thinks, limit=0)  # no sequences: the whole is wanted
     for turn in _turns(tokenizer, messages, tools, thinks):
         walk.add(turn)
     if not add_generation_prompt:
@@ -242,14 +242,15 @@ class _Walk:
     ids, mask  the conversation so far, as the template renders it if it ends here
     """
 
-    def __init__(self, thinks: bool, limit: int = 1 << 62):
+    def __init__(self, thinks: bool, limit: int):
         self.thinks, self.limit = thinks, limit
         self.ids: list[int] = []
         self.mask: list[int] = []
         self.sequences: list[Sequence] = []
         self.num_left_out = self.longest = 0
         self._end = 0  # of the last answer in `ids` that fits and is in no sequence yet
-        self._later: list[int] = []  # `ids` as they will be after the next question
+        self._later: list[int] = []  # `ids` as they will be after the next question …
+        self._settled = 0  # … up to here they are so already
         self._last: tuple[int, _Turn] | None = None  # the answer before this turn, where it begins
 
     def add(self, turn: _Turn):
@@ -258,13 +259,13 @@ class _Walk:
             if not answer.keeps_thoughts:  # the block was there only while nothing followed
                 self.close()
                 self.ids[begin:] = answer.as_history + answer.closing
-                self.mask = [0] * len(self.ids)
+                self._unmask()
         self._last = None
         if turn.is_question and self.thinks:
             self.close()
-            if self.ids != self._later:
-                self.ids = list(self._later)
-            self.mask = [0] * len(self.ids)
+            self.ids[self._settled :] = self._later[self._settled :]
+            self._unmask()
+            self._settled = len(self.ids)
         for ids in (self.ids, self._later):
             ids += turn.opening
         self.mask += [0] * len(turn.opening)
@@ -279,6 +280,10 @@ class _Walk:
             self.num_left_out += turn.weight
         elif turn.weight:
             self._end = len(self.ids)
+
+    def _unmask(self):
+        """Nothing since the last question stands any more as it was generated."""
+        self.mask[self._settled :] = [0] * (len(self.ids) - self._settled)
 
     def close(self):
         """Make a sequence of the answers that are in none yet."""

@@ -112,7 +112,8 @@ def to_conversation(
     checked, own_tools = check_messages(messages, remarks, name)
     checked = with_system(record, checked, remarks)
     if checked[-1]["role"] != "assistant":
-        raise BadConversation("an assistant message at the end", f"role {checked[-1]['role']!r}")
+        got = f"role {checked[-1]['role']!r}{made_for_rl(record)}"
+        raise BadConversation("an assistant message at the end", got)
     if all(m.get("weight") == 0 for m in checked if m["role"] == "assistant"):
         raise BadConversation("an assistant message to learn", 'only ones of "weight": 0')
     tools = same_tools(own_tools, beside_tools(record))
@@ -177,10 +178,9 @@ def _question_and_answer(record: Fields, remarks: Remarks) -> list[dict]:
         fields = '"conversations" or "messages", or a question and an answer'
         if asked is None and not name:
             raise BadConversation(f'a field {fields} such as "instruction" and "output"', got)
-        missing = f"an answer ({', '.join(ANSWERS)})" if asked else "a question before the answer"
-        if asked and any(x in record.values for x in RL_FIELDS):
-            got += ": data made for reinforcement learning has no answers to learn"
-        raise BadConversation(missing, got)
+        if asked is None:
+            raise BadConversation("a question before the answer", without_text(record, got))
+        raise BadConversation(f"an answer ({', '.join(ANSWERS)})", got + made_for_rl(record))
     answer = as_messages(record.get(name), name, remarks)
     answers = _turns_of(answer, name, "assistant", remarks)
     reasoning_name, reasoning = record.one_of(REASONING)
@@ -239,9 +239,28 @@ def _turns_of(value: object, name: str, role: str, remarks: Remarks) -> list:
     if isinstance(value, dict) and value:
         return [value]
     if isinstance(value, list) and value:
-        is_part = isinstance(value[0], dict) and not {"role", "from"} & value[0].keys()
-        return [{"role": role, "content": value}] if is_part else value
+        if all(isinstance(item, dict) for item in value):
+            is_part = not {"role", "from"} & value[0].keys()
+            return [{"role": role, "content": value}] if is_part else value
+        other = next(item for item in value if not isinstance(item, dict))
+        raise BadConversation(f"text or messages as the {name}", f"a list with {kind_of(other)}")
     raise BadConversation(f"text or messages as the {name}", kind_of(value))
+
+
+def without_text(record: Fields, otherwise: str, names: tuple = QUESTIONS) -> str:
+    """What came in place of a question, if there is a field for it; else the words given."""
+    empty = next((name for name in (*names, "input") if name in record.values), "")
+    if not empty:
+        return otherwise
+    value = record.values[empty]
+    return f"{'an empty text' if value == '' else kind_of(value)} as the {empty}"
+
+
+def made_for_rl(record: Fields) -> str:
+    """What to say behind an error about answers if the record has a field to judge them by."""
+    names = [*record.values, *record.unread]
+    judge = next((name for name in RL_FIELDS if name in names), "")
+    return f': data for reinforcement learning, whose "{judge}" judges answers' if judge else ""
 
 
 def _history(record: Fields) -> list[dict]:
@@ -269,12 +288,11 @@ def _refuse_placeholder(record: Fields, messages: object) -> None:
     if not isinstance(last, dict) or last.get("tool_calls") or last.get("function_call"):
         return
     content = last.get("content", last.get("value"))
+    why = made_for_rl(record)
+    content = "" if content is None and why else content
     if role_of(last) != "assistant" or not isinstance(content, str):
         return
     if (content := content.strip()) in PLACEHOLDERS:
-        names = [*record.values, *record.unread]
-        judge = next((name for name in RL_FIELDS if name in names), "")
-        got = f"the placeholder {content!r} of data made for reinforcement learning"
-        got += f', whose "{judge}" judges answers that the model makes' if judge else ""
-        got = got if content or judge else "an empty text"
+        got = f"the placeholder {content!r}" + (why or ", as in data for reinforcement learning")
+        got = got if content or why else "an empty text"
         raise BadConversation("an answer to learn at the end", got)

@@ -97,9 +97,10 @@ def check_messages(
     Raises BadConversation.
     """
     remarks = Remarks() if remarks is None else remarks
-    messages = json_value(messages, name)
+    given, messages = messages, json_value(messages, name)
     if not isinstance(messages, list):
-        raise BadConversation(f"a list of messages in {name}", kind_of(messages))
+        got = "an empty text" if isinstance(given, str) and messages is None else kind_of(messages)
+        raise BadConversation(f"a list of messages in {name}", got)
     if not messages:
         raise BadConversation(f"a list with at least one message in {name}", "an empty list")
     checked: list[dict] = []
@@ -209,8 +210,9 @@ def join_parts(parts: list, what: str, remarks: Remarks, name: str) -> str:
                                   f"a list with {kind_of(part)}")  # fmt: skip
         fields = Fields(part)
         if fields.get("type") != "text" or not isinstance(fields.get("text"), str):
-            got = shown(repr(part.get("type")), 40)
-            raise BadConversation(f'parts of the type "text" in {what}', f"one of type {got}")
+            got = f"one of type {shown(repr(part.get('type')), 40)}"
+            got = "one without text" if part.get("type") == "text" else got
+            raise BadConversation(f'parts of the type "text" in {what}', got)
         texts.append(part["text"])
         fields.count_unused(remarks, f"{name}[].")
     return "".join(texts)

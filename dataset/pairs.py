@@ -25,6 +25,7 @@ from dataset.conversations import (
     question,
     role_of,
     with_system,
+    without_text,
 )
 from dataset.messages import BadConversation, Fields, check_messages, same_tools
 from dataset.readers import Paths, read_records
@@ -137,7 +138,7 @@ def _side(
         if prompt is None:
             names = [*record.values, *record.unread]
             close = [did_you_mean(x, PROMPTS) for x in names if x not in FIELDS]
-            got = names_in(names) + next(filter(None, close), "")
+            got = without_text(record, names_in(names) + next(filter(None, close), ""), PROMPTS)
             raise BadConversation("a prompt, in a field of its own or before the answer", got)
         answer = prompt + answer
     checked, tools = check_messages(answer, remarks, name)

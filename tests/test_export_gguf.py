@@ -1,7 +1,9 @@
 """scripts/export_gguf.py: llama.cpp reads the files and computes what we compute."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -533,6 +535,22 @@ def test_values_beyond_f16_are_refused(monkeypatch, tmp_path, dense):
         export(monkeypatch, "--model", folder, "--out_dir", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     export(monkeypatch, "--model", folder, "--dtype", "bf16", "--out_dir", tmp_path / "out")
+
+
+def run_script(*flags, **environment) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "scripts" / "export_gguf.py", *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_mistakes_end_with_one_line(tmp_path):
+    """A model that is not there, or a package: status 2, one line, what to do."""
+    result = run_script("--model", tmp_path / "nothing")
+    assert result.returncode == 2 and result.stderr.startswith("error: --model")
+    assert result.stderr.count("\n") == 1
+    (tmp_path / "gguf.py").write_text("raise ModuleNotFoundError('gguf')")
+    result = run_script(PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr == "error: this needs the gguf package: pip install gguf==0.19.0\n"
 
 
 def test_an_existing_folder_is_left_alone(monkeypatch, tmp_path, dense):

@@ -239,6 +239,9 @@ def test_ddp_fsdp_and_one_process_agree(tmp_path, flags):
     two = [*flags, "--batch_size", 2, "--accumulation_steps", 2]
     run("pretrain", tmp_path / "ddp", *two, processes=2)
     run("pretrain", tmp_path / "fsdp", *two, "--fsdp", processes=2)
+    for name in ("one", "ddp", "fsdp"):  # shards are no edit of the model
+        config = json.loads((tmp_path / name / "step-00000050/config.json").read_text())
+        assert config["model_type"] == "qwen3"
     curves = [metrics(tmp_path / name) for name in ("one", "ddp", "fsdp")]
     for curve in curves[1:]:
         assert len(curve) == len(curves[0])

@@ -15,6 +15,7 @@ from dataset.messages import BadConversation
 from dataset.pairs import read_pairs, to_pair
 from dataset.readers import read_texts
 from dataset.records import Problems
+from tests.small_runs import make_inputs, run
 
 
 def say(role, content, **more):
@@ -158,9 +159,13 @@ BAD_CONVERSATIONS = {
                           "pairs [question, answer] of text in history, got a list of 3"),
     "two answers": ({"question": "q", "answer": "a", "response": "b"}, "answer and response"),
     "a placeholder": ({"messages": [Q, say("assistant", "无")], "gt": ["4"]},
-                      "the placeholder '无' of data made for reinforcement learning"),
+                      "the placeholder '无': data for reinforcement learning"),
     "another": ({"messages": [Q, say("assistant", "空\n")]}, "reinforcement learning"),
     "an empty one": ({"messages": [Q, say("assistant", "")], "gt": "4"}, '"gt" judges answers'),
+    "no answer but a judge": ({"messages": [Q], "gt": ["4"]}, '"gt" judges answers'),
+    "null before a judge": ({"messages": [Q, say("assistant", None)], "gt": 1}, '"gt" judges'),
+    "a list of texts": ({"question": ["q"], "answer": "a"}, "question, got a list with a string"),
+    "an empty question": ({"prompt": "", "completion": "a"}, "an empty text as the prompt"),
     "two reasonings": ({"messages": [Q, A | {"reasoning": "r", "thinking": "t"}]}, "they differ"),
     "reasoning twice": (
         {"messages": [Q, say("assistant", "<think>r</think>a", reasoning="other")]}, "one reasoning"
@@ -399,3 +404,16 @@ def test_how_it_was_read_is_said(tmp_path):
     list(read_texts(path, problems=problems))
     (line,) = problems.lines()
     assert len(line) < 2000 and "\x1b" not in line and "other fields (2,001)" in line
+
+
+@pytest.mark.parametrize("script", ["full_sft", "lora", "dpo", "pretrain"])
+def test_training_says_it_when_it_starts(tmp_path, tiny_tokenizer_dir, script):
+    """Fields that nothing reads and records that were skipped, before the first step."""
+    flags = make_inputs(tmp_path, tiny_tokenizer_dir)[script]
+    path = Path(flags[flags.index("--data_path") + 1])
+    records = [json.loads(line) | {"meta": 1} for line in path.read_text().splitlines()]
+    write_records(path, [*records, {"nothing": "of use"}])
+    more = ["--on_bad_record", "skip", "--max_steps", 1, "--eval_interval", 100]
+    out = run(script, tmp_path / "out", *flags, *more)
+    assert f"{path}: not used: meta ({len(records)})\n" in out
+    assert "skipped 1 bad record" in out and f"{path}:{len(records) + 1}: expected " in out

@@ -266,3 +266,13 @@ def test_mistakes_on_the_command_line_are_one_line_and_status_2(tmp_path):
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 2 and "Traceback" not in run.stderr
         assert run.stderr.strip().split("\n")[-1].startswith("train_tokenizer.py: error: --")
+
+
+def test_training_reads_the_fields_that_models_are_trained_on(tmp_path):
+    """--text_field and every field that conversations and pairs are read from; no others."""
+    path = tmp_path / "a.jsonl"
+    record = {"content": "one", "question": "two", "answer": "three", "system_prompt": "four",
+              "conversations": [{"from": "human", "value": "five"}], "url": "never"}  # fmt: skip
+    path.write_text(json.dumps(record))
+    texts = train_tokenizer.texts_of(path, "stop", "content")
+    assert sorted(texts) == ["five", "four", "one", "three", "two"]
