@@ -227,7 +227,7 @@ def paired(paths: list, weights: list[float]) -> dict[str, float]:
     """--data_weights by file; ValueError unless there is one for each."""
     if len(paths) != len(weights):
         raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
-    return {str(path): weight for path, weight in zip(paths, weights)}
+    return {str(Path(path)): weight for path, weight in zip(paths, weights)}  # as records name it
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
