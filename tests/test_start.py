@@ -375,7 +375,10 @@ def test_scripts_run_from_any_folder(tmp_path):
     assert (tmp_path / "out" / "cache").is_dir()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script",
+    ["pretrain", "dpo", *(pytest.param(s, marks=pytest.mark.slow) for s in ("full_sft", "lora"))],
+)
 def test_logged_values_are_means_since_the_last_line(here, monkeypatch, tmp_path, flags, script):
     """Of all updates, weighted with their targets or pairs, whatever came in between."""
     steps = ["--max_steps", 7, "--eval_interval", 3, "--dropout", 0, "--keep_checkpoints", 99]
