@@ -12,6 +12,7 @@ does not move the answers that are checked exactly.
 import random
 
 from dataset.demo_text import articles, identity
+from dataset.demo_text.changing import LANGUAGES, changing_turns, make_decks
 from dataset.demo_text.choosing import below, chance, make_rng, pick, shuffled
 from dataset.demo_text.conversations import messages, story_request
 from dataset.demo_text.facts import answer, training_questions
@@ -23,10 +24,12 @@ PAIR_COUNTS = {
     "any": {"en": 80, "zh": 60},
     "identity": {"en": 90, "zh": 60},  # what it is not reminded of, it forgets first
     "story": {"en": 130, "zh": 70},
-    "turns": {"en": 90, "zh": 60},
+    "turns": {"en": 55, "zh": 35},
     "thanks": {"en": 220, "zh": 150},
     "ending": {"en": 120, "zh": 60},
 }
+
+CHANGING = 60  # pairs after other subjects, in both languages
 
 KIND_WORDS = {"en": "I am always happy to help you.", "zh": "能帮到你我很高兴。"}
 STORY_ENDS = {"en": "The end.", "zh": "故事讲完了。"}
@@ -116,6 +119,24 @@ def _pair(kind: str, rng: random.Random, decks: QuestionDecks) -> dict:
     }
 
 
+def _changing_pairs(seed: int) -> list[dict]:
+    """Pairs whose rejected answer is that to the question before, or rude."""
+    rng = make_rng(seed, "preferences that change")
+    decks = make_decks(rng)
+    result = []
+    for _ in range(CHANGING):
+        *before, (question, good) = changing_turns(rng, decks, 2 + below(rng, 2))
+        rude = pick(rng, RUDE[pick(rng, LANGUAGES)])
+        bad = before[-1][1] if before[-1][1] != good and below(rng, 2) else rude
+        result.append(
+            {
+                "chosen": messages([*before, (question, good)]),
+                "rejected": messages([*before, (question, bad)]),
+            }
+        )
+    return result
+
+
 def preference_pairs(seed: int) -> list[dict]:
     """Return the pairs of `dpo.jsonl` in their final order."""
     result = []
@@ -124,4 +145,5 @@ def preference_pairs(seed: int) -> list[dict]:
         decks = QuestionDecks(rng, lang)
         for kind, counts in PAIR_COUNTS.items():
             result += [_pair(kind, rng, decks) for _ in range(counts[lang])]
+    result += _changing_pairs(seed)
     return shuffled(make_rng(seed, "order of preferences"), result)
