@@ -287,6 +287,14 @@ def paired(paths: list, weights: list[float]) -> dict[str, float]:
     """--data_weights by file; ValueError unless there is one for each, and each file once."""
     if len(paths) != len(weights):
         raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
+    resolved = [Path(path).resolve() for path in paths]
+    for path, place in zip(paths, resolved):
+        if (times := resolved.count(place)) > 1:
+            total = sum(weight for other, weight in zip(resolved, weights) if other == place)
+            raise ValueError(
+                f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
+                "in --data_weights"
+            )
     return {str(Path(path)): weight for path, weight in zip(paths, weights)}  # as records name it
 
 
