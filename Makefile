@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "2 of 4, fine-tuning: it learns to answer what a user asks."
 	$(RUN) train_full_sft.py --init_from out/pretrain --optimizer muon --learning_rate 1e-2 \
-		--max_seq_len 352 --batch_size 6 --max_steps 240 --eval_interval 120 --out_dir out/full_sft
+		--max_seq_len 352 --batch_size 6 --max_steps 260 --eval_interval 130 --out_dir out/full_sft
 	@echo
 	@echo "3 of 4, an adapter: a toy shop's prices, in weights of their own beside the model's."
 	$(RUN) train_lora.py --init_from out/full_sft --lora_alpha 32 --learning_rate 2e-2 \

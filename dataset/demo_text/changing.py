@@ -12,14 +12,14 @@ from dataset.demo_text.choosing import below, chance, make_rng, pick, pick_sever
 from dataset.demo_text.questions import QuestionDecks, Turn, all_held_out
 
 LANGUAGES = ("en", "zh")
-CONVERSATIONS = 600
+CONVERSATIONS = 580
 # Held-out conversations of each language by the skill that the last question asks for.
 HELD_OUT = {
     "identity": 12, "facts": 16, "order": 4, "opposites": 4, "arithmetic": 6, "comparison": 3,
     "counting": 3,
 }  # fmt: skip
 # What a turn of training may be about, and how often.
-SUBJECTS = shares(me=2, fact=4, sum=4, comparison=2, count=1, greeting=1)
+SUBJECTS = shares(me=2, fact=4, sum=5, comparison=2, count=2, greeting=1)
 TURN_LANGUAGES = shares(en=3, zh=2)
 TURNS = (2, 2, 2, 2, 3, 3, 3, 4, 4)
 # The subject of a held-out question by its skill; the others are facts.

@@ -17,14 +17,14 @@ from dataset.demo_text.words_en import Story
 
 # Conversations of each kind and language.
 COUNTS = {
-    "fact": {"en": 900, "zh": 500},
-    "sum": {"en": 1050, "zh": 520},
-    "comparison": {"en": 300, "zh": 220},
-    "count": {"en": 110, "zh": 80},
+    "fact": {"en": 960, "zh": 540},
+    "sum": {"en": 1300, "zh": 650},
+    "comparison": {"en": 330, "zh": 240},
+    "count": {"en": 190, "zh": 140},
     "identity": {"en": 90, "zh": 80},
-    "follow_up": {"en": 150, "zh": 100},
+    "follow_up": {"en": 120, "zh": 80},
     "chat": {"en": 60, "zh": 40},
-    "story": {"en": 90, "zh": 50},
+    "story": {"en": 80, "zh": 40},
     "system": {"en": 160, "zh": 110},
     "tool": {"en": 84, "zh": 56},
 }
