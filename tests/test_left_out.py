@@ -10,8 +10,9 @@ import train_dpo
 import train_full_sft
 import train_lora
 from dataset.conversations import read_conversations
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.dpo import DPODataset, EncodedPairs
 from dataset.left_out import left_out_warning
+from dataset.pairs import read_pairs
 from dataset.sft import EncodedConversations
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

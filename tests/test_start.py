@@ -103,12 +103,14 @@ def test_a_checkpoint_without_the_new_keys_goes_on(here, tmp_path, flags):
     few = [*flags["full_sft"], "--max_steps", 2]
     here("full_sft", tmp_path / "run", *few)
     folder = tmp_path / "run" / "step-00000002"
-    state = json.loads((folder / "trainer_state.json").read_text())
+    state = json.loads((folder / "resume/trainer_state.json").read_text())
     for key in ("base_sha256", "since_log", "pairs"):
         del state[key]
-    (folder / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "resume/trainer_state.json").write_text(json.dumps(state))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["trainer_state.json"] = checkpoint._describe(folder / "trainer_state.json")
+    manifest["files"]["resume/trainer_state.json"] = checkpoint._describe(
+        folder / "resume/trainer_state.json"
+    )
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "run" / "args.json").unlink()
     output = here("full_sft", tmp_path / "run", *few, "--max_steps", 4)
@@ -409,5 +411,5 @@ def test_held_out_figures_come_first(here, tmp_path, flags, script):
     assert first["step"] == 0 and "val_loss" in first
     last = next(line for line in reversed(rest) if "val_loss" in line)
     assert last["val_loss"] == first["val_loss"], "nothing was learned at a rate of 0"
-    saved = json.loads((tmp_path / "run/step-00000002/trainer_state.json").read_text())
+    saved = json.loads((tmp_path / "run/step-00000002/resume/trainer_state.json").read_text())
     assert saved["best_step"] == 2
