@@ -235,7 +235,6 @@ def test_experts_in_bfloat16_are_one_graph(packed):
 
 @pytest.mark.parametrize(("k", "norm"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("T", [31, 311])
-@pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_grouped_experts_equal_a_loop_over_experts(k, norm, compiled, T):
     """Output and all gradients are those of masked loops, for experts with no token as well.

@@ -311,7 +311,9 @@ def test_the_lock_waits_for_a_run_that_is_ending(tmp_path):
         )  # fmt: skip
     assert "another run is writing there" in refused.value.stderr
     run_lock.release()
-    assert not (tmp_path / "a").exists(), "what was made for the lock alone is gone again"
+    run_lock.take(tmp_path / "b" / "run")
+    run_lock.release()
+    assert not (tmp_path / "b").exists(), "what was made for the lock alone is gone again"
 
 
 def early_mistakes(tmp_path: Path) -> dict[str, tuple[list, str]]:
