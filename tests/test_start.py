@@ -411,6 +411,7 @@ def test_held_out_figures_come_first(here, tmp_path, flags, script):
     here(script, tmp_path / "run", *flags[script], "--max_steps", 2, "--learning_rate", 0)
     first, *rest = metrics(tmp_path / "run")
     assert first["step"] == 0 and "val_loss" in first
+    assert first.get("val_accuracy", 0.5) == 0.5  # no answer is preferred to itself yet
     last = next(line for line in reversed(rest) if "val_loss" in line)
     assert last["val_loss"] == first["val_loss"], "nothing was learned at a rate of 0"
     saved = json.loads((tmp_path / "run/step-00000002/resume/trainer_state.json").read_text())
