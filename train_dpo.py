@@ -87,7 +87,8 @@ def preference_loss(policy, reference, lengths, args):
         loss = loss - args.sft_weight * policy[..., 0] / lengths[..., 0]
     rewards = beta * log_ratios
     margin = rewards[..., 0] - rewards[..., 1]
-    values = (loss, (margin > 0).float(), margin, *rewards.unbind(-1), *policy.unbind(-1))
+    accuracy = ((margin > 0).float() + (margin >= 0).float()) / 2  # a tie, as at step 0, is half
+    values = (loss, accuracy, margin, *rewards.unbind(-1), *policy.unbind(-1))
     return loss, torch.stack([value.detach() for value in values], dim=-1)
 
 

@@ -297,7 +297,7 @@ def experts(args, device, dtype) -> tuple[list[Contender], dict]:
 def fine_tuning(args, device, dtype) -> tuple[list[Contender], dict]:
     """Our packed rows against transformers with a padded row for every conversation."""
     config = LMConfig.preset(args.preset)
-    tokenizer = load_tokenizer("model/tokenizer")
+    tokenizer = load_tokenizer(cli.TOKENIZER)
     encoded = EncodedConversations(read_conversations([args.sft], "skip"), tokenizer, args.seq_len)
     model, dataset = MiniMindLM(config).to(device), SFTDataset(encoded, args.seq_len)
     model.documents_per_row = dataset.documents_per_row

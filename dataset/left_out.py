@@ -25,8 +25,9 @@ def left_out_warning(what: str, needed, kept, max_seq_len: int) -> str | None:
         return None
     enough = int(np.sort(needed)[math.ceil(KEPT * len(needed)) - 1])
     enough = -(-enough // _ROUND) * _ROUND
+    cut = " or cut after an answer" if kept[is_short].any() else ""
     return (
         f"warning: {records:,} of {len(needed):,} {what} ({tokens / needed.sum():.0%} of all "
-        f"tokens) do not fit --max_seq_len {max_seq_len}, and are left out or cut after an answer; "
+        f"tokens) do not fit --max_seq_len {max_seq_len} and are left out{cut}; "
         f"--max_seq_len {enough} keeps {KEPT:.0%} of them whole"
     )

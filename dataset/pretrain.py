@@ -39,7 +39,7 @@ class PretrainDataset(Dataset):
         self.eos = stream.eos_id
         self.num_tokens = stream.num_tokens  # targets in one epoch
         self.rows = Rows(stream, max_seq_len, documents_first=False)
-        if documents_first and going_on_from != self.fingerprint:
+        if documents_first and (going_on_from is None or going_on_from != self.fingerprint):
             self.rows = Rows(stream, max_seq_len)
 
     def __len__(self) -> int:

@@ -27,6 +27,7 @@ from dataset.records import (
     says_something,
 )
 from dataset.table_readers import files_of, read_columns, read_csv
+from model.json_file import shown
 
 EXTENSIONS = (".jsonl", ".json", ".txt", ".csv", ".parquet", ".arrow")
 COMPRESSED = (".gz", ".zst")  # not parquet and Arrow, which are compressed inside
@@ -103,7 +104,7 @@ def _texts_of(
                 remarks.count_not_used(other)
             yield text, record
         elif name not in record.fields:
-            close = nearest(name, record.names)
+            close = shown(nearest(name, record.names), 40)
             got = names_in(record.names) + (f"; did you mean --text_field {close}?" * bool(close))
             problems.add(path, record.line, f'a field "{name}"', got)
         elif isinstance(text, str):
@@ -159,7 +160,8 @@ def _read_all(
 ) -> Iterator[Record]:
     read = {".jsonl": read_jsonl, ".json": read_json_list, ".txt": read_txt, ".csv": read_csv}
     for path in paths:
-        count_before, num_records = problems.count, 0
+        count_before = problems.count
+        num_records = num_good = 0
         extension = format_of(path)
         if extension in (".parquet", ".arrow"):
             records = read_columns(path, problems, progress, wanted)
@@ -169,11 +171,12 @@ def _read_all(
                     extension = ".jsonl" if holds_json_lines(stream) else ".json"
             records = _read_file(path, read[extension], problems, progress)
         for record in records:
-            num_records += 1
+            num_records, before = num_records + 1, problems.count
             yield record
+            num_good += problems.count == before  # whoever reads it may have found it bad
         if num_records == 0 and problems.count == count_before:
             raise ValueError(f"{flag}: expected at least one record, got the empty file {path}")
-        if num_records == 0 and on_bad_record == "skip":
+        if num_good == 0 and on_bad_record == "skip":
             raise ValueError(
                 f"{flag}: no usable record in {path}: all {problems.count - count_before} are bad; "
                 f"--on_bad_record stop names them"

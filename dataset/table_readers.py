@@ -40,6 +40,8 @@ def read_csv(path: Path, stream: io.BufferedReader, problems: Problems) -> Itera
         return
     if len(set(header)) < len(header):
         raise ValueError(f"{path}:1: expected different column names, got {shown(header)}")
+    if len(header) == 1 and ("\t" in header[0] or ";" in header[0]):
+        raise ValueError(f"{path}:1: expected commas between columns, got {shown(header[0], 60)!r}")
     for number in itertools.count(2):
         lines_before = rows.line_num
         try:

@@ -37,7 +37,7 @@ def parse_args():
     parser = cli.new_parser(__doc__)
     add = parser.add_argument
     add("--data_path", nargs="+", default=None, help="files to look at; None: the demo corpus")
-    add("--tokenizer", type=Path, default=Path("model/tokenizer"), help="tokenizer or model folder")
+    add("--tokenizer", type=Path, default=cli.TOKENIZER, help="tokenizer or model folder")
     add("--max_seq_len", type=cli.at_least(1), default=256, help="tokens per row")
     add("--num", type=cli.at_least(0), default=3, help="how many to print of each file")
     add("--line", type=cli.at_least(1), default=1, help="line of the first one to print")

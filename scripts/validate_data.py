@@ -33,7 +33,7 @@ def parse_args():
     text = "what the records are; auto: told by the fields of each file's first record"
     add("--kind", choices=["auto", "text", "chat", "pairs"], default="auto", help=text)
     text = "tokenizer folder, whose control strings are searched for"
-    add("--tokenizer", type=Path, default=Path("model/tokenizer"), help=text)
+    add("--tokenizer", type=Path, default=cli.TOKENIZER, help=text)
     add("--text_field", default=None, help="field of texts; None: text")
     add("--show", type=cli.at_least(0), default=10, help="kinds of bad records shown per file")
     return parser.parse_args()

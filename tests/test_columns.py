@@ -141,6 +141,11 @@ def test_an_open_quote_costs_more_than_one_row(tmp_path):
         for mode in ("stop", "skip"):
             with pytest.raises(ValueError, match=rf"a\.csv:3: .* line 3 to line {until} "):
                 list(read_texts(path, mode))
+    path.write_text("id;text\n1;a\n")
+    with pytest.raises(
+        ValueError, match=r"a\.csv:1: expected commas between columns, got 'id;text'"
+    ):
+        list(read_texts(path, "skip"))
     path.write_text('id,text\n1,"two\nlines",x\n2,b\n')
     problems = Problems()
     assert [text for text, _ in read_texts(path, "skip", problems)] == ["b"]

@@ -233,15 +233,18 @@ def test_experts_in_bfloat16_are_one_graph(packed):
     assert model.expert_load.sum(1).tolist() == pytest.approx([1, 1])
 
 
+@pytest.mark.parametrize(("k", "norm"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("T", [31, 311])
-@pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_grouped_experts_equal_a_loop_over_experts(k, compiled, T):
+def test_grouped_experts_equal_a_loop_over_experts(k, norm, compiled, T):
     """Output and all gradients are those of masked loops, for experts with no token as well.
 
     With 311 tokens a row, slices of experts are filled up; with 31 they are too short for it.
     """
-    config = LMConfig(**NUMBERS | MOE | {"num_experts_per_tok": k, "num_experts": 6})
+    config = LMConfig(**NUMBERS | MOE | {
+        "num_experts_per_tok": k, "num_experts": 6, "norm_topk_prob": norm,
+        "moe_intermediate_size": NUMBERS["intermediate_size"],
+    })  # fmt: skip
     torch.manual_seed(k)
     layer = MoEFeedForward(config)
     for p in layer.parameters():
@@ -255,6 +258,8 @@ def test_grouped_experts_equal_a_loop_over_experts(k, compiled, T):
         tokens = x.view(-1, 32)
         probs = layer.gate(tokens).softmax(-1)
         chosen = probs.topk(k).indices
+        if norm:
+            probs = probs / probs.gather(1, chosen).sum(1, keepdim=True)
         total = torch.zeros_like(tokens)
         for e in range(6):
             gate, up, down = layer.gate_proj[e], layer.up_proj[e], layer.down_proj[e]

@@ -10,8 +10,9 @@ import train_dpo
 import train_full_sft
 import train_lora
 from dataset.conversations import read_conversations
-from dataset.dpo import DPODataset, EncodedPairs, read_pairs
+from dataset.dpo import DPODataset, EncodedPairs
 from dataset.left_out import left_out_warning
+from dataset.pairs import read_pairs
 from dataset.sft import EncodedConversations
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -30,6 +31,9 @@ def test_the_warning_counts_and_suggests():
     line = left_out_warning("pairs", needed * 10, np.where(needed > 90, 0, needed * 10), 900)
     assert "10 of 100 pairs (19% of all tokens) do not fit --max_seq_len 900" in line
     assert "--max_seq_len 1024 keeps 99%" in line and "\n" not in line  # 990, in steps of 64
+    assert "left out;" in line
+    line = left_out_warning("conversations", needed * 10, np.minimum(needed * 10, 800), 900)
+    assert "left out or cut after an answer;" in line
 
 
 def test_two_records_with_many_tokens_are_worth_a_warning():

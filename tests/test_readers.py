@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.conversations import read_conversations
 from dataset.readers import format_of, read_records, read_texts
 from dataset.records import DataError, Problems
 
@@ -256,6 +257,15 @@ def test_skipping_everything_is_an_error(tmp_path):
     path = write(tmp_path, "a.jsonl", b"x\ny\n")
     with pytest.raises(ValueError, match=r"no usable record in .*a\.jsonl: all 2 are bad"):
         list(read_texts(path, on_bad_record="skip"))
+
+
+def test_skipping_everything_that_a_consumer_refuses_is_an_error(tmp_path):
+    """Records that are no conversations leave nothing to train on, either."""
+    path = write(tmp_path, "a.jsonl", JSONL)
+    with pytest.raises(ValueError, match=r"no usable record in .*a\.jsonl: all 6 are bad"):
+        list(read_conversations(path, on_bad_record="skip"))
+    with pytest.raises(ValueError, match=r"no usable record in .*a\.jsonl: all 6 are bad"):
+        list(read_texts(path, on_bad_record="skip", text_field="content"))
 
 
 def test_csv_rows_with_mistakes_are_named(tmp_path):

@@ -295,7 +295,7 @@ def paired(paths: list, weights: list[float]) -> dict[str, float]:
                 f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
                 "in --data_weights"
             )
-    return {str(path): weight for path, weight in zip(paths, weights)}
+    return {str(Path(path)): weight for path, weight in zip(paths, weights)}  # as records name it
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

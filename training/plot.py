@@ -84,7 +84,9 @@ def _draw(axis, records: list[dict], keys: tuple[str, ...]):
             continue
         color = HELD_OUT_REJECTED if rejected else HELD_OUT
         axis.plot(*zip(*points), color=color, marker="o", markersize=4, label=label)
-        axis.annotate(f"{points[-1][1]:.3f}", points[-1], xytext=(0, 8), ha="right", color=color,
-                      textcoords="offset points")  # fmt: skip
+        axis.annotate(
+            f"{points[-1][1]:.3f}", (1, points[-1][1]), xycoords=("axes fraction", "data"),
+            xytext=(4, 0), textcoords="offset points", va="center", color=color, fontsize="small",
+        )  # fmt: skip
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize="small")
