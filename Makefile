@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 		--batch_size 8 --max_seq_len 256 --max_steps 60 --out_dir out/lora
 	@echo
 	@echo "4 of 4, preferences: of two answers, it learns to give the better one."
-	$(RUN) train_dpo.py --init_from out/full_sft --sft_weight 1 --learning_rate 5e-4 \
+	$(RUN) train_dpo.py --init_from out/full_sft --sft_weight 1 --learning_rate 3e-4 \
 		--warmup_steps 5 --max_seq_len 768 --max_steps 50 --out_dir out/dpo
 	@echo
 	@echo "What each stage has improved, on questions that no stage has seen:"
