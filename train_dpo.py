@@ -173,7 +173,8 @@ def main():
     if data_path is None:
         demo = write_demo(DEMO_DATA)
         data_path, args.questions = [demo["dpo.jsonl"]], args.questions or demo["questions.jsonl"]
-    choose_template(tokenizer, read_pairs(data_path, args.on_bad_record))
+    all_paths = [*data_path, *(args.val_data_path or [])]
+    choose_template(tokenizer, read_pairs(all_paths, args.on_bad_record))
     problems = Problems()
     pairs = read_pairs(data_path, args.on_bad_record, problems=problems)
     encoded = EncodedPairs(pairs, tokenizer, args.max_seq_len)

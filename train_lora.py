@@ -113,7 +113,8 @@ def main():
         demo = write_demo(DEMO_DATA)
         data_path = [demo["lora.jsonl"]]
         args.questions = args.questions or demo["lora_questions.jsonl"]
-    choose_template(tokenizer, read_conversations(data_path, args.on_bad_record))
+    all_paths = [*data_path, *(args.val_data_path or [])]
+    choose_template(tokenizer, read_conversations(all_paths, args.on_bad_record))
     problems = Problems()
     conversations = read_conversations(data_path, args.on_bad_record, problems)
     encoded = EncodedConversations(conversations, tokenizer, args.max_seq_len)

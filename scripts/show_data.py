@@ -38,7 +38,8 @@ def parse_args():
     add = parser.add_argument
     add("--data_path", nargs="+", default=None, help="files to look at; None: the demo corpus")
     add("--tokenizer", type=Path, default=cli.TOKENIZER, help="tokenizer or model folder")
-    add("--max_seq_len", type=cli.at_least(1), default=256, help="tokens per row")
+    text = "tokens per row; None: the training scripts' own, 1024, and 4096 for pairs"
+    add("--max_seq_len", type=cli.at_least(1), default=None, help=text)
     add("--num", type=cli.at_least(0), default=3, help="how many to print of each file")
     add("--line", type=cli.at_least(1), default=1, help="line of the first one to print")
     text = "auto: on a terminal"
@@ -157,13 +158,16 @@ def show_pairs(path: str, tokenizer: Tokenizer, args, color: bool, problems: Pro
 
 def main():
     args = parse_args()
+    asked = args.max_seq_len
     tokenizer = load_tokenizer(args.tokenizer)
     if not (args.tokenizer / "config.json").is_file():  # no model yet: its data will choose
         tokenizer.chat_template = None
     color = args.color == "always" or (args.color == "auto" and sys.stdout.isatty())
     demo = write_demo("out/demo_data") if args.data_path is None else {}
     for path in args.data_path or [demo["sft.jsonl"], demo["dpo.jsonl"]]:
-        show = show_pairs if kind_of_file(path) == "pairs" else show_conversations
+        of_pairs = kind_of_file(path) == "pairs"
+        show, usual = (show_pairs, 4096) if of_pairs else (show_conversations, 1024)
+        args.max_seq_len = asked or usual
         problems = Problems()
         figures = list(show(path, tokenizer, args, color, problems))
         print("\n" + painted(str(path), BOLD, color))
