@@ -11,7 +11,7 @@ KEEP_PAGES := $(KEEP_PAGES):glibc.malloc.hugetlb=1
 .PHONY: demo install test test-slow bench clean
 
 # Writes a small corpus, trains a 5M model on it in four stages, and says what each has improved:
-# four minutes on two CPU cores with bfloat16, twelve without.
+# four to six minutes on two CPU cores with bfloat16, twelve without.
 demo: export GLIBC_TUNABLES = $(KEEP_PAGES)
 demo: $(VENV)/.installed
 	@echo

@@ -147,7 +147,7 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
         end = chat_template.end_of_turn(tokenizer)
     else:
         end = tokenizer.control_id(IM_END)
-    return list(dict.fromkeys(id for id in (end, tokenizer.eos_id) if id is not None))
+    return list(dict.fromkeys((end, tokenizer.eos_id)))
 
 
 def parse_answer(tokenizer: Tokenizer, ids: list[int]) -> dict:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 
 from dataset.tokenizer import Tokenizer
+from model.json_file import shown
 
 # Unicode sets these code points aside for such uses: no text in exchange holds them.
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -45,11 +47,29 @@ def answers(
     return [(ids, mask) for ids, mask, _ in made if any(mask)], left_out, longest
 
 
+@lru_cache
+def _check_generation_prompt(tokenizer: Tokenizer, template: str) -> None:
+    """ValueError if answers would begin with a header that belongs into a generation prompt."""
+    said = "@@@@"  # nothing that a header says
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    render = _Renderer(tokenizer, messages, None)
+    prompt, text = render(1, True), render(2)
+    if prompt != render(1) or not text.startswith(prompt) or said not in text:
+        return  # it has one, or `_answer` says what is wrong
+    header = text[len(prompt) : text.index(said)]
+    if header.replace("<think>", "").replace("</think>", "").strip():
+        raise ValueError(
+            f"the chat template of {tokenizer.folder} has no generation prompt: "
+            f"{shown(header.strip(), 40)!r} would be a part of every answer"
+        )
+
+
 def _sequences(render: _Renderer, messages: list[dict], limit: int):
     """([[ids, mask, end of its last answer]], answers left out, longest).
 
     Every answer stands where it is generated; those whose sequences begin alike share one.
     """
+    _check_generation_prompt(render.tokenizer, render.tokenizer.chat_template)
     made: list[tuple[list[int], list[int], int]] = []
     left_out = longest = 0
     for k, message in enumerate(messages):
@@ -74,12 +94,11 @@ def _sequences(render: _Renderer, messages: list[dict], limit: int):
     return made, left_out, longest
 
 
-def end_of_turn(tokenizer: Tokenizer) -> int | None:
-    """The control token at which an answer ends, or None if the template ends it by none."""
+def end_of_turn(tokenizer: Tokenizer) -> int:
+    """The control token at which an answer ends. ValueError as `answers`."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids, _, end = _answer(_Renderer(tokenizer, messages, None), 1)
-    last = ids[end - 1]
-    return last if last in tokenizer.control_tokens.values() else None
+    return ids[end - 1]
 
 
 def _answer(render: _Renderer, k: int) -> tuple[list[int], int, int]:
@@ -100,7 +119,13 @@ def _answer(render: _Renderer, k: int) -> tuple[list[int], int, int]:
     prompt = min(fitting, key=len)
     before, said = render.ids(prompt), render.ids(text[len(prompt) :])
     controls = set(render.tokenizer.control_tokens.values())
-    end = max((i + 1 for i, id in enumerate(said) if id in controls), default=len(said))
+    end = max((i + 1 for i, id in enumerate(said) if id in controls), default=0)
+    if not end:
+        ending = shown(text[len(prompt) :].strip()[-40:])
+        raise ValueError(
+            f"the chat template of {render.tokenizer.folder} ends an answer by no token of its "
+            f"tokenizer (it ends in {ending!r}): what is generated would never stop"
+        )
     return before + said, len(before), len(before) + end
 
 

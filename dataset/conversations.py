@@ -35,7 +35,9 @@ ANSWERS = ("output", "answer", "response", "completion")
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-FIELDS = (*MESSAGES, *QUESTIONS, "input", *ANSWERS, *SYSTEM, *TOOLS, *REASONING, "history")
+FIELDS = (
+    *MESSAGES, *QUESTIONS, "input", *ANSWERS, *SYSTEM, *TOOLS, *REASONING, "history", "weight",
+)  # fmt: skip
 RL_FIELDS = ("gt", "ground_truth", "reward_model")  # what answers are judged by
 PLACEHOLDERS = ("无", "空", "")
 JSON_START = re.compile(r'\s*\[?\s*\{\s*"')
@@ -114,6 +116,9 @@ def to_conversation(
     if checked[-1]["role"] != "assistant":
         got = f"role {checked[-1]['role']!r}{made_for_rl(record)}"
         raise BadConversation("an assistant message at the end", got)
+    # other numbers than 0 and 1 mean something else
+    if record.values.get("weight") in (0, 1) and record.get("weight") == 0:
+        raise BadConversation("a record to learn", 'one of "weight": 0')
     if all(m.get("weight") == 0 for m in checked if m["role"] == "assistant"):
         raise BadConversation("an assistant message to learn", 'only ones of "weight": 0')
     tools = same_tools(own_tools, beside_tools(record))

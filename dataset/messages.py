@@ -243,6 +243,12 @@ def normal_content(text: str) -> str:
 
 def _weight(fields: Fields, where: str) -> int:
     weight = fields.get("weight")
+    trained = fields.values.get("train")
+    if isinstance(trained, bool):  # another name for it
+        fields.get("train")
+        if weight is not None and bool(weight) != trained:
+            raise BadConversation(f"one of weight and train in {where}", "both, and they differ")
+        return int(trained)
     if weight is None:
         return 1
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):

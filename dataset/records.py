@@ -126,7 +126,9 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise a DataError with the count and the first kinds of problems if there is any."""
         if self.count:
-            head = f"{_counted(self.count)}; fix the data or pass --on_bad_record skip"
+            head = (
+                f"{_counted(self.count)}; fix the data or, in training, pass --on_bad_record skip"
+            )
             more = f". The first {len(self._kinds)} kinds:" if self.num_not_shown else ":"
             raise DataError("\n".join([head + more, *self.first]))
 

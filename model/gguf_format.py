@@ -123,6 +123,11 @@ def write_adapter(writer: gguf.GGUFWriter, model: nn.Module, config: LoRAConfig)
         raise ValueError(
             "a DoRA adapter: GGUF has no place for its lengths; merge it first (merge_lora.py)"
         )
+    if model.config.tie_word_embeddings and any(n == "lm_head" for n, _ in adapters(model)):
+        raise ValueError(
+            "an adapter of lm_head, which is tied to the embedding: the GGUF model has no head of "
+            "its own for it; merge it first (merge_lora.py)"
+        )
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, config.scale * config.lora_rank)
     names = _tensor_names(model.config)

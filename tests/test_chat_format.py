@@ -125,7 +125,7 @@ def test_answers_are_trained_as_they_are_generated(both, name, data):
     ours, theirs = both
     template = {
         "thinking": chat.THINKING, "no_thinking": chat.NO_THINKING, "qwen3": QWEN3,
-        "qwen3_instruct": QWEN3_INSTRUCT, "llama3": (THEIRS / "llama3.jinja").read_text("utf-8"),
+        "qwen3_instruct": QWEN3_INSTRUCT, "llama3": template_of("llama3.jinja"),
     }[name]  # fmt: skip
     ours.chat_template = template
     messages = data.draw(conversations(thinks=name in ("thinking", "qwen3")))
@@ -288,11 +288,28 @@ def test_answers_that_do_not_fit_are_left_out_whole(both, template):
         assert all(len(s.ids) <= limit for s in encoded.sequences)
 
 
+# Control tokens of other models' templates, each as one that the shipped tokenizer has.
+RENAMED = {
+    "<|eot_id|>": "<|im_end|>", "<|start_header_id|>": "<|reserved_1|>",
+    "<|end_header_id|>": "<|reserved_2|>", "<|end|>": "<|im_end|>", "<|user|>": "<|reserved_1|>",
+    "<|assistant|>": "<|reserved_2|>", "<|system|>": "<|reserved_3|>",
+    "<end_of_turn>": "<|im_end|>", "<start_of_turn>": "<|im_start|>",
+}  # fmt: skip
+
+
+def template_of(file: str) -> str:
+    """A template that trl keeps, with control tokens that the shipped tokenizer has."""
+    text = (THEIRS / file).read_text(encoding="utf-8")
+    for theirs, ours in RENAMED.items():
+        text = text.replace(theirs, ours)
+    return text
+
+
 @pytest.mark.parametrize("file", ["llama3.jinja", "phi3.jinja", "gemma.jinja"])
 def test_templates_without_a_place_refuse_by_name(both, file):
     """Thoughts, tools or a system prompt that a template would drop are refused, never lost."""
     ours, _ = both
-    ours.chat_template = (THEIRS / file).read_text(encoding="utf-8")
+    ours.chat_template = template_of(file)
     ask, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     training_sequences(ours, [ask, answer])
     with pytest.raises(ValueError, match=r"the chat template of .*(no place for|refuses)"):
@@ -311,6 +328,35 @@ def test_a_template_that_cannot_be_generated_from_is_refused(both):
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with pytest.raises(ValueError, match="otherwise than behind its own generation prompt"):
         training_sequences(ours, talk)
+
+
+@pytest.mark.parametrize("file", ["llama3.jinja", "gemma.jinja"])
+def test_a_template_whose_answers_never_end_is_refused(both, file):
+    """A turn's end that is no token of the tokenizer is letters, at which nothing stops."""
+    ours, _ = both
+    ours.chat_template = (THEIRS / file).read_text(encoding="utf-8")
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(ValueError, match=r"ends an answer by no token .* would never stop"):
+        training_sequences(ours, talk)
+
+
+def test_a_template_without_a_generation_prompt_is_refused(both):
+    """Where nothing opens the assistant's turn its header would be a part of every answer."""
+    ours, _ = both
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    turn = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    ours.chat_template = turn
+    with pytest.raises(ValueError, match=r"no generation prompt: .*assistant"):
+        training_sequences(ours, talk)
+    # one that needs none: the user's turn is what an answer follows
+    ours.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    ((ids, mask),) = training_sequences(ours, talk).sequences
+    assert ours.decode([i for i, m in zip(ids, mask) if m]) == "a<|im_end|>"
 
 
 def test_thoughts_without_a_place_are_refused(both):

@@ -177,6 +177,21 @@ def test_a_dora_adapter_is_refused(monkeypatch, tmp_path, dense):
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_an_adapter_of_a_tied_head_is_refused(monkeypatch, tmp_path, dense):
+    """The GGUF model has no head of its own: llama.cpp would not load the adapter."""
+    model = load_model(dense)
+    assert model.config.tie_word_embeddings
+    config = lora.LoRAConfig(lora_targets=("lm_head", "q_proj"))
+    lora.attach(model, config)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    lora.save_adapter(model, config, adapter, dense, weights_sha256(dense))
+    flags = ["--model", dense, "--lora", adapter, "--out_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"lm_head, which is tied.*merge"):
+        export(monkeypatch, *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_experts_that_are_not_renormalised_are_refused(monkeypatch, tmp_path):
     """llama.cpp would compute another model: with the check left out, it does."""
     numbers = EXPERTS | {"norm_topk_prob": False}

@@ -20,6 +20,7 @@ from tests.oracle_models import (
     save_there,
     their_model,
 )
+from training.checkpoint import model_folder
 
 KINDS = {
     "lora": {},
@@ -215,6 +216,15 @@ def test_merge_lora_gives_a_plain_folder(base, tmp_path, monkeypatch, tiny_token
     with pytest.raises(ValueError, match="--out_dir"):  # never over something that is there
         merge_lora.main()
     save_model(load_model(tmp_path / "merged"), tmp_path, 2)
+
+
+def test_an_adapter_is_no_model(base, tmp_path):
+    """Given where a model is asked for, a run or folder of an adapter is named as what it is."""
+    model = load_model(base[1])
+    lora.attach(model, lora.LoRAConfig())
+    lora.save_adapter(model, lora.LoRAConfig(), tmp_path, base[1], "0" * 64)
+    with pytest.raises(ValueError, match=r"--model .*an adapter, not a model.*merge_lora"):
+        model_folder(tmp_path, "--model")
 
 
 def test_the_same_adapter_has_the_same_bytes(base, tmp_path):

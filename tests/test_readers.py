@@ -132,7 +132,7 @@ def test_a_bad_line_is_named(tmp_path, line):
     with pytest.raises(DataError) as error:
         list(read_texts(path))
     head, place = str(error.value).split("\n")
-    assert head == "1 bad record; fix the data or pass --on_bad_record skip:"
+    assert head == "1 bad record; fix the data or, in training, pass --on_bad_record skip:"
     assert place.startswith(f"{path}:2: expected ") and len(place) < 300 + len(str(path))
     assert expected in place and got in place.split(", got ")[1]
 

@@ -14,7 +14,7 @@ from dataset.conversations import read_conversations, to_conversation
 from dataset.messages import BadConversation
 from dataset.pairs import read_pairs, to_pair
 from dataset.readers import read_texts
-from dataset.records import Problems
+from dataset.records import Problems, Remarks
 from tests.small_runs import make_inputs, run
 
 
@@ -417,3 +417,24 @@ def test_training_says_it_when_it_starts(tmp_path, tiny_tokenizer_dir, script):
     out = run(script, tmp_path / "out", *flags, *more)
     assert f"{path}: not used: meta ({len(records)})\n" in out
     assert "skipped 1 bad record" in out and f"{path}:{len(records) + 1}: expected " in out
+
+
+def test_a_record_of_weight_0_is_not_learned():
+    """Beside the messages a weight of 0 is a bad record; other numbers are something else's."""
+    talk = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    with pytest.raises(BadConversation, match="a record to learn"):
+        to_conversation(talk | {"weight": 0})
+    for weight, unused in ((1, {}), (3.5, {"weight": 1})):
+        remarks = Remarks()
+        to_conversation(talk | {"weight": weight}, remarks)
+        assert dict(remarks.not_used) == unused
+
+
+def test_train_false_is_weight_0():
+    """Some data say "train": false on a message in place of "weight": 0."""
+    ask = {"role": "user", "content": "q"}
+    bad, good = ({"role": "assistant", "content": "a", "train": train} for train in (False, True))
+    messages, _ = to_conversation({"messages": [ask, bad, ask, good]})
+    assert [m.get("weight") for m in messages] == [None, 0, None, None]
+    with pytest.raises(BadConversation, match="both, and they differ"):
+        to_conversation({"messages": [ask, good | {"weight": 0}]})

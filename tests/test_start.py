@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from model.config import LMConfig
 from tests.small_runs import REPOSITORY, STEPS, make_inputs, metrics, run, start
 from tests.test_interruptions import wait_for
 from training import checkpoint, cli, run_lock
+from training.identity import changed_flags
 from training.run_log import RunLog
 
 SCRIPTS = ("pretrain", "full_sft", "lora", "dpo")
@@ -314,6 +317,17 @@ def test_the_lock_waits_for_a_run_that_is_ending(tmp_path):
     run_lock.take(tmp_path / "b" / "run")
     run_lock.release()
     assert not (tmp_path / "b").exists(), "what was made for the lock alone is gone again"
+
+
+def test_experts_that_there_are_not_are_no_change(tmp_path):
+    """A dense run's numbers of experts, of whatever version, are not named as changed flags."""
+    folder = tmp_path / "run" / "step-00000001"
+    folder.mkdir(parents=True)
+    config = LMConfig.preset("demo")
+    before = config.to_dict() | {"num_experts": 99, "norm_topk_prob": False, "hidden_size": 8}
+    (tmp_path / "run" / "args.json").write_text(json.dumps({"config": before}))
+    args = Namespace(data_path=["a"], auto_batch=False)
+    assert changed_flags(folder, args, config) == {"hidden_size": (8, config.hidden_size)}
 
 
 def early_mistakes(tmp_path: Path) -> dict[str, tuple[list, str]]:

@@ -301,8 +301,14 @@ def model_folder(path: str | Path, flag: str) -> Path:
         return path
     if step_folders(path):
         newest = newest_checkpoint(path)
-        if newest is not None:
+        if newest is not None and (newest / "config.json").is_file():
             return newest
+        path = newest or path
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{flag} {path}: an adapter, not a model: name its base there, and the adapter by "
+            "--lora, or put both together (scripts/merge_lora.py)"
+        )
     raise ValueError(f"{flag} {path}: neither a model folder nor a run with a complete checkpoint")
 
 

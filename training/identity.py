@@ -64,6 +64,13 @@ def check_identity(folder: Path, identity: dict, args, ranks, config: LMConfig |
         for name, value in identity.items()
         if name in state and state[name] != value
     }
+    if "base_sha256" in identity and "base_sha256" not in state:  # of an earlier version
+        before = earlier_flags(folder).get("init_from")
+        if before and not _same_base(before, identity["base_sha256"], args.init_from):
+            differences["base_sha256"] = (
+                f"it began from {shown(before)}, this run begins from {args.init_from}: give the "
+                "--init_from it had"
+            )
     if config is not None and "base_sha256" not in differences:  # another base says it all
         saved = load_config(folder)
         for name, value in config.to_dict().items():
@@ -91,6 +98,14 @@ def check_identity(folder: Path, identity: dict, args, ranks, config: LMConfig |
     )
 
 
+def _same_base(before: str, sha256: str, now: Path | None) -> bool:
+    """Whether a folder has the weights with this hash; by its path if it has gone."""
+    try:
+        return weights_sha256(before) == sha256
+    except ValueError:
+        return str(before) == str(now)
+
+
 def _difference(name: str, had: object, value: object, folder: Path, args, ranks) -> str:
     if name == "rows_per_update":
         return _rows(had, args, ranks)
@@ -107,7 +122,11 @@ def _difference(name: str, had: object, value: object, folder: Path, args, ranks
             if flag in DATA_FLAGS
         ]
         what = "the data is not what it was trained on"
-        return f"{what}: " + ("; ".join(changed) or "the files have changed, or how they are read")
+        otherwise = "the files have changed, or how they are read"
+        is_old = resume_files(folder)[1].parent == folder
+        if is_old and (folder / "chat_template.jinja").is_file():
+            otherwise += " (the chat format was another one when it began: begin anew)"
+        return f"{what}: " + ("; ".join(changed) or otherwise)
     return _flag(name, had, value)
 
 
@@ -166,7 +185,11 @@ def changed_flags(folder: Path, args, config: LMConfig | None) -> dict[str, tupl
     compared = {name: value for name, value in now.items() if name not in skipped}
     known = before
     if config is not None and isinstance(before.get("config"), dict):
-        compared |= json.loads(json.dumps(config.to_dict()))
+        numbers = json.loads(json.dumps(config.to_dict()))
+        if not config.use_moe:  # what experts would be like is no one's business
+            of_experts = ("expert", "moe_", "norm_topk", "router_")
+            numbers = {n: v for n, v in numbers.items() if not any(x in n for x in of_experts)}
+        compared |= numbers
         known = before | before["config"]
     return {
         name: (known[name], value)
