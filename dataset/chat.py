@@ -62,7 +62,7 @@ class TrainingSequences(NamedTuple):
 
     sequences: list[Sequence]
     num_left_out: int  # answers that did not fit
-    longest: int  # tokens of the longest sequence that there would be without a limit
+    longest: int  # tokens of the longest sequence that trains something, without a limit
 
 
 def encode_conversation(
@@ -275,7 +275,8 @@ class _Walk:
         self.ids += turn.generated + turn.closing
         self.mask += [turn.weight] * len(turn.generated) + [0] * len(turn.closing)
         self._later += turn.as_history + turn.closing
-        self.longest = max(self.longest, len(self.ids))
+        if turn.weight:
+            self.longest = max(self.longest, len(self.ids))
         if len(self.ids) > self.limit:
             self.num_left_out += turn.weight
         elif turn.weight:

@@ -77,13 +77,14 @@ def _sequences(render: _Renderer, messages: list[dict], limit: int):
             continue
         weight = int(message.get("weight", 1))
         ids, begin, end = _answer(render, k)
-        longest = max(longest, len(ids))
+        longest = max(longest, len(ids) * weight)
         if len(ids) > limit:
             left_out += weight
             if begin > limit:  # nothing that comes later can fit
                 later = [m for m in messages[k + 1 :] if m["role"] == "assistant"]
-                left_out += sum(m.get("weight", 1) for m in later)
-                longest = max(longest, len(render.ids(render(len(messages)))))
+                if more := sum(m.get("weight", 1) for m in later):
+                    left_out += more
+                    longest = max(longest, len(render.ids(render(len(messages)))))
                 break
             continue
         mask = [weight * (begin <= i < end) for i in range(len(ids))]

@@ -4,7 +4,7 @@ T  tokens in a row
 N  tokens in a stream
 
 A *stream* is documents joined, each ending with eos. Rows are cut from it wherever documents end,
-but one in sixteen begins with a document; every token is a target that counts exactly once.
+but every sixteenth begins with a document if one is near; each token is a target exactly once.
 """
 
 import bisect

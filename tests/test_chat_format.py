@@ -260,6 +260,12 @@ def test_weight_0_is_read_but_not_trained_on(both):
         assert "BAD" in ours.decode(ids)
         assert said_aloud(ours, [i for i, m in zip(ids, mask) if m]) == "GOOD<|im_end|>"
         assert training_sequences(ours, [ask, bad]).sequences == []
+        # what nobody wants to learn cannot be missing
+        whole, shorter = (training_sequences(ours, talk, limit=len(ids)) for talk in (
+            [ask, good], [ask, good, ask, bad | {"content": "BAD " * 999}],
+        ))  # fmt: skip
+        assert shorter.longest == whole.longest and shorter.num_left_out == 0
+        assert len(shorter.sequences) == 1
 
 
 @pytest.mark.parametrize("template", [chat.THINKING, chat.NO_THINKING, QWEN3, QWEN3_INSTRUCT])
