@@ -210,7 +210,7 @@ def test_the_fingerprint_follows_everything_the_rows_are_made_from(tmp_path, tin
 
 
 def test_documents_are_read_with_and_without_the_token_between_them(tmp_path, tiny_tokenizer):
-    """Where documents are short every sixteenth row begins with one, as prompts in other tools do."""
+    """Where documents are short every sixteenth row begins with one, as prompts elsewhere do."""
     path = tmp_path / "a.jsonl"
     path.write_text(
         "".join(json.dumps({"text": "Once " + "word " * (i % 3)}) + "\n" for i in range(9000))
