@@ -35,6 +35,14 @@ def test_an_old_run_goes_on(tmp_path, script):
         assert line == pytest.approx(before, rel=1e-4, abs=1e-5)
 
 
+def test_another_schedule_is_named(tmp_path):
+    """An old run, which knew no other than the cosine, says what it is changed to."""
+    shutil.copytree(OLD, tmp_path / "old")
+    flags = [*EXPECTED["pretrain"]["flags"], "--lr_schedule", "wsd", "--max_steps", "8"]
+    output = run("pretrain", "runs/pretrain", *flags, folder=tmp_path / "old")
+    assert "changed since step 7: " in output and "--lr_schedule cosine → wsd" in output
+
+
 def test_nothing_in_the_old_runs_says_where_they_were_made():
     """No absolute path is written in them, so a copy anywhere is as good."""
     files = [

@@ -22,6 +22,7 @@ from model.json_file import read_json
 from model.lora import LoRAConfig, default_targets
 from training import run_lock
 from training.distributed import Ranks, shutdown
+from training.lr_schedule import SCHEDULES
 from training.terminal import forgive_encodings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -184,6 +185,8 @@ def add_training_flags(
     text = "last learning rate as a share of the peak"
     add("--min_lr_ratio", type=in_range(0, 1), default=0.1, help=text)
     add("--warmup_steps", type=at_least(0), default=20, help="optimizer steps of linear rise")
+    add("--lr_schedule", choices=SCHEDULES, default="cosine", help="wsd: warmup, stable, decay")
+    add("--decay_fraction", type=in_range(0, 1), default=0.2, help="wsd: share of steps that decay")
     text = "muon: Muon for the hidden matrices, AdamW for the rest"
     add("--optimizer", choices=["adamw", "muon"], default="adamw", help=text)
     text = "on matrices, per unit of lr"
