@@ -59,16 +59,22 @@ SEQ_LEN = (
     4096  # tokens per row: both answers of all but a few pairs of real data fit (docs/decisions.md)
 )
 # flags that belong to one loss alone
-OF_A_LOSS = {"sigmoid": (), "ipo": (), "robust": ("label_smoothing",), "simpo": ("simpo_gamma",)}
+OF_A_LOSS = {
+    "sigmoid": (), "ipo": (), "robust": ("label_smoothing",), "simpo": ("simpo_gamma",), "orpo": (),
+}  # fmt: skip
+WITHOUT_REFERENCE = ("simpo", "orpo")  # they take the mean log-probabilities of tokens
 
 
 def preference_loss(policy, reference, lengths, args):
     """The loss of every pair [...], and METRICS of every pair [..., 7].
 
-    policy, reference  [..., 2]: log-probability of the whole chosen, of the whole rejected answer
+    policy, reference  [..., 2]: log-probability of the whole chosen, of the whole rejected answer;
+                       some losses have no reference
     lengths            [..., 2]: their tokens
     """
-    beta, log_ratios = args.beta, policy - reference
+    beta = args.beta
+    has_reference = args.loss not in WITHOUT_REFERENCE
+    log_ratios = policy - reference if has_reference else policy / lengths
     delta = log_ratios[..., 0] - log_ratios[..., 1]
     if args.loss == "sigmoid":  # DPO (Rafailov et al. 2023): -log σ(β Δ)
         loss = -F.logsigmoid(beta * delta)
@@ -79,10 +85,12 @@ def preference_loss(policy, reference, lengths, args):
         eps = args.label_smoothing
         right, wrong = F.logsigmoid(beta * delta), F.logsigmoid(-beta * delta)
         loss = -((1 - eps) * right - eps * wrong) / (1 - 2 * eps)
-    else:  # SimPO (Meng et al. 2024): no reference, means over tokens, a target margin γ
-        log_ratios = policy / lengths
-        delta = log_ratios[..., 0] - log_ratios[..., 1]
+    elif args.loss == "simpo":  # Meng et al. 2024: means over tokens, a target margin γ
         loss = -F.logsigmoid(beta * delta - args.simpo_gamma)
+    else:  # ORPO (Hong et al. 2024): the chosen answer's own loss, and the ratio of the two odds,
+        # p / (1 - p) with means over tokens as log p
+        log_odds = log_ratios - (-torch.expm1(log_ratios.clamp(max=-1e-6))).log()
+        loss = -log_ratios[..., 0] - beta * F.logsigmoid(log_odds[..., 0] - log_odds[..., 1])
     if args.sft_weight:  # keep the chosen answers likely: their loss in nats per token
         loss = loss - args.sft_weight * policy[..., 0] / lengths[..., 0]
     rewards = beta * log_ratios
@@ -98,8 +106,8 @@ def parse_args():
     cli.add_lora_flags(parser, rank=0)
 
     add = parser.add_argument_group("preferences").add_argument
-    text = "of a pair: sigmoid is DPO, ipo, robust (wrong labels), simpo (no reference)"
-    add("--loss", choices=["sigmoid", "ipo", "robust", "simpo"], default="sigmoid", help=text)
+    text = "of a pair: sigmoid is DPO, ipo, robust (wrong labels), simpo and orpo (no reference)"
+    add("--loss", choices=list(OF_A_LOSS), default="sigmoid", help=text)
     add("--beta", type=cli.in_range(1e-6, 1e3), default=0.1, help="strength of the reference")
     text = "robust: share of pairs whose labels are taken to be wrong"
     add("--label_smoothing", type=cli.in_range(0, 0.49), default=0.1, help=text)
