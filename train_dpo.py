@@ -32,16 +32,21 @@ METRICS = (
 )  # fmt: skip
 SEQ_LEN = 4096  # tokens per row: both answers of nearly all real pairs fit (docs/decisions.md)
 # flags that belong to one loss alone
-OF_A_LOSS = {"sigmoid": (), "ipo": (), "robust": ("label_smoothing",), "simpo": ("simpo_gamma",)}
+OF_A_LOSS = {
+    "sigmoid": (), "ipo": (), "robust": ("label_smoothing",), "simpo": ("simpo_gamma",), "orpo": (),
+}  # fmt: skip
+WITHOUT_REFERENCE = ("simpo", "orpo")  # they take the mean log-probabilities of tokens
 
 
 def preference_loss(policy, reference, lengths, args):
     """The loss of every pair [...], and METRICS of every pair [..., 7].
 
-    policy, reference  [..., 2]: log-probability of the whole chosen, of the whole rejected answer
+    policy, reference  [..., 2]: log-probability of the whole chosen, of the whole rejected answer;
+                       some losses have no reference
     lengths            [..., 2]: their tokens
     """
-    beta, log_ratios = args.beta, policy - reference
+    beta, is_alone = args.beta, args.loss in WITHOUT_REFERENCE
+    log_ratios = policy / lengths if is_alone else policy - reference
     delta = log_ratios[..., 0] - log_ratios[..., 1]
     if args.loss == "sigmoid":  # DPO (Rafailov et al. 2023): -log σ(β Δ)
         loss = -F.logsigmoid(beta * delta)
@@ -52,10 +57,12 @@ def preference_loss(policy, reference, lengths, args):
         eps = args.label_smoothing
         right, wrong = F.logsigmoid(beta * delta), F.logsigmoid(-beta * delta)
         loss = -((1 - eps) * right - eps * wrong) / (1 - 2 * eps)
-    else:  # SimPO (Meng et al. 2024): no reference, means over tokens, a target margin γ
-        log_ratios = policy / lengths
-        delta = log_ratios[..., 0] - log_ratios[..., 1]
+    elif args.loss == "simpo":  # Meng et al. 2024: means over tokens, a target margin γ
         loss = -F.logsigmoid(beta * delta - args.simpo_gamma)
+    else:  # ORPO (Hong et al. 2024): the chosen answer's own loss, and the ratio of the two odds,
+        # p / (1 - p) with means over tokens as log p
+        log_odds = log_ratios - (-torch.expm1(log_ratios.clamp(max=-1e-6))).log()
+        loss = -log_ratios[..., 0] - beta * F.logsigmoid(log_odds[..., 0] - log_odds[..., 1])
     if args.sft_weight:  # keep the chosen answers likely: their loss in nats per token
         loss = loss - args.sft_weight * policy[..., 0] / lengths[..., 0]
     rewards = beta * log_ratios
@@ -71,7 +78,7 @@ def parse_args():
     cli.add_lora_flags(parser, rank=0)
 
     add = cli.flags(parser, "preferences")
-    text = "of a pair: sigmoid is DPO, ipo, robust (wrong labels), simpo (no reference)"
+    text = "of a pair: sigmoid is DPO, ipo, robust (wrong labels), simpo and orpo (no reference)"
     add("--loss", list(OF_A_LOSS), "sigmoid", text)
     add("--beta", cli.in_range(1e-6, 1e3), 0.1, "strength of the reference")
     text = "robust: share of pairs whose labels are taken to be wrong"
@@ -108,8 +115,9 @@ def main():
     dataset = DPODataset(encoded, args.max_seq_len)
     val_dataset = DPODataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
     questions = data.questions(args, tokenizer)
+    asked = None if args.loss in WITHOUT_REFERENCE else model
     reference, val_reference = (
-        reference_log_probs(run, model, part) for part in (dataset, val_dataset or dataset)
+        reference_log_probs(run, asked, part) for part in (dataset, val_dataset or dataset)
     )
     lengths = dataset.answer_lengths.to(run.device)
     if run.resumed_from:  # from here on the model is the policy
@@ -147,9 +155,7 @@ def main():
     for epoch in run.epochs():
         for X, Y, loss_mask, document_ids, pairs in run.batches(epoch):
             # (11) set the learning rate
-            lr = learning_rate(
-                run.step, args.learning_rate, args.warmup_steps, run.total_steps, args.min_lr_ratio
-            )
+            lr = learning_rate(run.step, run.total_steps, args)  # --lr_schedule
             for group in optimizer.param_groups:
                 group["lr"] = lr
 

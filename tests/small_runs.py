@@ -61,8 +61,11 @@ def make_inputs(folder: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def start(script: str | Path, out_dir: Path, *flags, processes: int = 1, max_restarts: int = 0):
-    """Start train_<script>.py, or the script at a path, under torchrun for several processes."""
+def start(
+    script: str | Path, out_dir: Path, *flags, processes: int = 1, max_restarts: int = 0,
+    folder: Path = REPOSITORY,
+):  # fmt: skip
+    """Start train_<script>.py, or the script at a path, in `folder`, under torchrun for several."""
     file = script if str(script).endswith(".py") else REPOSITORY / f"train_{script}.py"
     command = [sys.executable]
     if processes > 1:
@@ -71,17 +74,19 @@ def start(script: str | Path, out_dir: Path, *flags, processes: int = 1, max_res
     command += [file, "--out_dir", out_dir, *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        [str(word) for word in command], cwd=REPOSITORY, env=environment, text=True,
+        [str(word) for word in command], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 
 
 def run(
     script, out_dir: Path, *flags, processes: int = 1, max_restarts: int = 0,
-    expect: int | None = 0,
+    expect: int | None = 0, folder: Path = REPOSITORY,
 ) -> str:  # fmt: skip
     """Run a script to its end; its output. `expect` is its exit status, None any."""
-    process = start(script, out_dir, *flags, processes=processes, max_restarts=max_restarts)
+    process = start(
+        script, out_dir, *flags, processes=processes, max_restarts=max_restarts, folder=folder
+    )
     output, _ = process.communicate(timeout=300)
     assert expect is None or process.returncode == expect, output
     return output

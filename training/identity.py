@@ -22,6 +22,8 @@ _OF_A_START = {
     "out_dir", "resume", "resume_on_changed_data", "allow_changes", "overwrite", "cache_dir",
     "use_wandb", "wandb_project", "wandb_run_name",
 }  # fmt: skip
+# what runs did that began before there was the flag
+_BEFORE_THE_FLAG = {"lr_schedule": "cosine"}
 # what the tensors of a checkpoint depend on: not even --allow_changes can change it
 _FIXED = {
     "optimizer", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora",
@@ -176,6 +178,7 @@ def changed_flags(folder: Path, args, config: LMConfig | None) -> dict[str, tupl
     config: the architecture, compared whether its flags were given or not; None: not compared.
     """
     before = earlier_flags(folder)
+    before = before and _BEFORE_THE_FLAG | before
     now = json.loads(json.dumps(vars(args), default=str))
     skipped = _OF_A_START | _FIXED | {f.name for f in fields(LMConfig)}
     if args.data_path is None:  # then the demo's questions may have been filled in
