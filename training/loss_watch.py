@@ -103,7 +103,7 @@ class LossWatch:
         self.log.say(f"update {step + 1} skipped: {what}; its rows: {shortened(places)}")
         if state.bad_in_a_row > self.max_bad_steps:
             raise ValueError(
-                f"--max_bad_steps {self.max_bad_steps}: {state['bad_in_a_row']} updates in a row "
+                f"--max_bad_steps {self.max_bad_steps}: {state.bad_in_a_row} updates in a row "
                 f"were not finite ({what}), the last one made of {shortened(places)}; the "
                 "checkpoints hold the weights from before. Lower --learning_rate, or look at the "
                 "data"
