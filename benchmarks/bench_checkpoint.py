@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model.config import PRESETS, LMConfig
 from model.hf_format import save_model
 from model.model import MiniMindLM
-from training.cli import choose_dtype
+from training.compute import choose_dtype
 from training.losses import masked_cross_entropy
 from training.optimizers import build_optimizer
 from training.terminal import forgive_encodings

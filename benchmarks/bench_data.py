@@ -104,11 +104,11 @@ def tokenise(args, data: Path, cache: Path) -> dict:
 def start(args, data: Path, cache: Path) -> dict:
     """What train_pretrain.py does up to its first batch, without the model."""
     begin = time.perf_counter()
-    import train_pretrain as script
+    import train_pretrain  # noqa: F401
 
     imports = time.perf_counter() - begin
     begin, cpu = time.perf_counter(), time.process_time()
-    loader = first_loader(args, data, cache, script)
+    loader = first_loader(args, data, cache)
     X, _, _ = next(iter(loader))
     assert X.shape == (args.batch_size, args.max_seq_len)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
@@ -121,9 +121,7 @@ def rehash(args, data: Path, cache: Path) -> dict:
 
 
 def load(args, data: Path, cache: Path) -> dict:
-    import train_pretrain as script
-
-    loader = first_loader(args, data, cache, script)
+    loader = first_loader(args, data, cache)
     batches = iter(loader)
     next(batches)
     rows = 0
@@ -137,14 +135,20 @@ def load(args, data: Path, cache: Path) -> dict:
     return {"rows": rows, "tokens": tokens, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
-def first_loader(args, data: Path, cache: Path, script):
-    tokenizer = script.load_tokenizer(args.tokenizer)
-    file = script.cached_tokens(data, tokenizer, cache)
-    stream, _ = script.split_documents([file], 0.01)
-    dataset = script.PretrainDataset(stream, args.max_seq_len)
-    sampler = script.UpdateSampler(len(dataset), dataset.loss_tokens, args.batch_size)
+def first_loader(args, data: Path, cache: Path):
+    from torch.utils.data import DataLoader
+
+    from dataset.packing import split_documents
+    from dataset.pretrain import PretrainDataset
+    from dataset.sampler import UpdateSampler
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    file = cached_tokens(data, tokenizer, cache)
+    stream, _ = split_documents([file], 0.01)
+    dataset = PretrainDataset(stream, args.max_seq_len)
+    sampler = UpdateSampler(len(dataset), dataset.loss_tokens, args.batch_size)
     assert dataset.fingerprint
-    return script.DataLoader(dataset, batch_sampler=sampler)
+    return DataLoader(dataset, batch_sampler=sampler)
 
 
 def run_step(name: str, args, data: Path, cache: Path):

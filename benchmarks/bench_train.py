@@ -47,7 +47,7 @@ from dataset.sft import EncodedConversations, SFTDataset
 from dataset.tokenizer import load_tokenizer
 from model.config import PRESETS, LMConfig
 from model.model import MiniMindLM
-from training import cli
+from training import cli, compute
 from training.losses import masked_cross_entropy
 from training.optimizers import build_optimizer
 from training.speed import flops_per_token
@@ -97,7 +97,7 @@ def parse_args():
 
 def our_step(model: MiniMindLM, device, dtype: torch.dtype, args) -> Callable:
     """The step of the training scripts."""
-    wrap = cli.compiler(args.compile, device, total_steps=1, cuda_graphs=args.cuda_graphs)
+    wrap = compute.compiler(args.compile, device, total_steps=1, cuda_graphs=args.cuda_graphs)
     run, masked_loss = wrap(model), wrap(masked_cross_entropy)
     optimizer = build_optimizer("adamw", model, 1e-4, 0.1, torch.float32)
 

@@ -25,6 +25,8 @@ class PretrainDataset(Dataset):
     Raises ValueError for a max_seq_len below 1.
     """
 
+    documents_per_row = None  # attention goes through a row, whatever documents it has
+
     def __init__(
         self,
         stream: TokenStream,
@@ -61,6 +63,10 @@ class PretrainDataset(Dataset):
     def place(self, row: int) -> str:
         """Where a row comes from: "a.jsonl document 17", the one its first token is in."""
         return self.stream.place(int(self.rows.places(np.array([row]))[0][0]))
+
+    def summary(self) -> str:
+        """For a person: how much there is to learn from."""
+        return f"{self.num_tokens:,} training tokens in {len(self):,} rows"
 
     @property
     def fingerprint(self) -> str:

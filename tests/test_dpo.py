@@ -201,7 +201,11 @@ def test_cached_reference_equals_a_fresh_one(tmp_path, encoded):
 
     def reference(made_from="weights"):
         calls.clear()
-        result = reference_log_probs(counted, dataset, 2, ALONE, NO_AUTOCAST, made_from, tmp_path)
+        args = SimpleNamespace(batch_size=2, cache_dir=tmp_path)
+        run = SimpleNamespace(
+            args=args, ranks=ALONE, autocast=NO_AUTOCAST, base_sha256=made_from, dtype=torch.float32
+        )
+        result = reference_log_probs(run, counted, dataset)
         return result, len(calls)
 
     fresh, first = reference()

@@ -22,7 +22,7 @@ from model.attention import (
 from model.config import LMConfig
 from model.model import MiniMindLM
 from model.moe import MoEFeedForward
-from training import cli, losses
+from training import compute, losses
 from training.distributed import Ranks
 from training.losses import document_log_probs, masked_cross_entropy, token_cross_entropy
 
@@ -199,7 +199,7 @@ def test_compiled_equals_eager_without_breaks_or_recompilation(case):
     """
     changes, packed, dtype, tolerance = CASES[case]
     model = small_model(num_hidden_layers=1, **changes)  # every layer is compiled alike
-    compile = cli.compiler(True, torch.device("cpu"), total_steps=1)
+    compile = compute.compiler(True, torch.device("cpu"), total_steps=1)
     compiled, masked_loss = compile(model), compile(masked_cross_entropy)
 
     def step(run, loss_of, dtype, seed):
@@ -349,7 +349,7 @@ def test_the_compiled_step_on_a_gpu(changes, packed):
     model.cuda()
     X, Y, loss_mask = X.cuda(), Y.cuda(), loss_mask.cuda()
     document_ids = document_ids.cuda() if packed else None
-    compile = cli.compiler(None, torch.device("cuda"), total_steps=1)
+    compile = compute.compiler(None, torch.device("cuda"), total_steps=1)
     compiled, masked_loss = compile(model), compile(masked_cross_entropy)
     logits, aux_loss = compiled(X, document_ids)
     loss = masked_loss(logits, Y, loss_mask) + aux_loss
@@ -368,7 +368,7 @@ def test_bfloat16_on_a_gpu(changes, packed):
     document_ids = document_ids if packed else None
     with torch.no_grad():
         expected = masked_cross_entropy(model(X, document_ids)[0], Y, loss_mask)
-    compile = cli.compiler(None, torch.device("cuda"), total_steps=1)
+    compile = compute.compiler(None, torch.device("cuda"), total_steps=1)
     compiled, masked_loss = compile(model), compile(masked_cross_entropy)
     for sync in ("default", "error"):  # the first step compiles, and may wait
         model.zero_grad()
@@ -389,7 +389,9 @@ def test_when_compiling_is_the_default():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
     def compiles(flag, device, steps):
-        return cli.compiler(flag, device, steps)(masked_cross_entropy) is not masked_cross_entropy
+        return (
+            compute.compiler(flag, device, steps)(masked_cross_entropy) is not masked_cross_entropy
+        )
 
     assert compiles(None, cuda, 1) and compiles(True, cpu, 1)
     assert not compiles(False, cuda, 9999) and not compiles(None, cpu, 100)
@@ -414,7 +416,7 @@ def test_cuda_graphs_are_refused_where_they_would_be_wrong(changes, message):
         flags = {"compile": None, "accumulation_steps": 1, "auto_batch": False} | flags
         ranks = Ranks(0, 0, world_size, torch.device(device))
         config = LMConfig(**NUMBERS, use_moe=use_moe)
-        cli.check_cuda_graphs(SimpleNamespace(cuda_graphs=cuda_graphs, **flags), ranks, config)
+        compute.check_cuda_graphs(SimpleNamespace(cuda_graphs=cuda_graphs, **flags), ranks, config)
 
     with pytest.raises(ValueError, match=rf"--cuda_graphs: .*{message}"):
         check(True, **changes)

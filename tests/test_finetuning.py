@@ -24,6 +24,7 @@ from tests.oracle_models import open_there
 from tests.processes import in_two_processes
 from training import cli
 from training.run_log import SPEEDS
+from training.writer import CheckpointWriter
 
 SCRIPTS = {"full_sft": train_full_sft, "lora": train_lora, "dpo": train_dpo}
 COMMON = [
@@ -154,8 +155,7 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, tmp_path, flags, script, 
     argv = [*flags[script], *more, "--max_steps", 6, "--batch_size", 2, "--val_fraction", 0.1,
             "--accumulation_steps", 2, "--eval_interval", 2]  # fmt: skip
     train(monkeypatch, script, tmp_path / "whole", *argv)
-    module = SCRIPTS[script]
-    save = module.CheckpointWriter.save
+    save = CheckpointWriter.save
 
     def save_and_stop(writer, *args):
         save(writer, *args)
@@ -163,10 +163,10 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, tmp_path, flags, script, 
             writer.wait()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.CheckpointWriter, "save", save_and_stop)
+    monkeypatch.setattr(CheckpointWriter, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, script, tmp_path / "stopped", *argv)
-    monkeypatch.setattr(module.CheckpointWriter, "save", save)
+    monkeypatch.setattr(CheckpointWriter, "save", save)
     train(monkeypatch, script, tmp_path / "stopped", *argv)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
     whole, stopped = (tmp_path / run / "step-00000006" for run in ("whole", "stopped"))

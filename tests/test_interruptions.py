@@ -121,11 +121,12 @@ def test_a_signal_saves_and_leaves(tmp_path, flags, number, status):
 INTERRUPTED = """
 import os, signal, SCRIPT as script
 from training import cli, evaluation, reference
-evaluations, begin = [], script.Stopping.begin_training
+from training.stopping import Stopping
+evaluations, begin = [], Stopping.begin_training
 def begin_training(self):
     evaluations.append(None)
     begin(self)
-script.Stopping.begin_training = begin_training
+Stopping.begin_training = begin_training
 batches = evaluation.shared_batches
 def interrupted(*args):
     if evaluations:
@@ -169,13 +170,14 @@ def test_another_number_of_processes_goes_on_with_the_next_sample(tmp_path, flag
         stopping.write_text(
             "import os, signal, train_pretrain as script\n"
             "from training import cli\n"
-            "step = script.RunLog.step\n"
+            "from training.run_log import RunLog\n"
+            "step = RunLog.step\n"
             "def stop_at(self, tokens):\n"
             "    step(self, tokens)\n"
             "    stop_at.count = getattr(stop_at, 'count', 0) + 1\n"
             f"    if stop_at.count == 4 and {steps} != {STEPS}:\n"
             "        os.kill(os.getpid(), signal.SIGTERM)\n"
-            "script.RunLog.step = stop_at\n"
+            "RunLog.step = stop_at\n"
             "cli.run(script.main)\n"
         )
         run(stopping, tmp_path / "run", *flags, "--batch_size", 8 // processes,
@@ -294,12 +296,13 @@ def test_a_rank_that_dies_takes_the_run_down(tmp_path, flags):
     script.write_text(
         "import os, signal, train_pretrain as script\n"
         "from training import cli\n"
-        "step = script.RunLog.step\n"
+        "from training.run_log import RunLog\n"
+        "step = RunLog.step\n"
         "def die(self, tokens):\n"
         "    if os.environ['RANK'] == '1':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    step(self, tokens)\n"
-        "script.RunLog.step = die\n"
+        "RunLog.step = die\n"
         "cli.run(script.main)\n"
     )
     begin = time.monotonic()

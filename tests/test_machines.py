@@ -18,11 +18,12 @@ from training import checkpoint
 SLOW = """
 import time, train_pretrain as script
 from training import cli
-step = script.RunLog.step
+from training.run_log import RunLog
+step = RunLog.step
 def slow(self, tokens):
     time.sleep(0.5)
     step(self, tokens)
-script.RunLog.step = slow
+RunLog.step = slow
 cli.run(script.main)
 """
 
@@ -74,14 +75,15 @@ def test_a_rank_that_dies_is_started_again(tmp_path, flags):
     script.write_text(
         "import os, signal, train_pretrain as script\n"
         "from training import cli\n"
-        "step, calls = script.RunLog.step, []\n"
+        "from training.run_log import RunLog\n"
+        "step, calls = RunLog.step, []\n"
         "def die(self, tokens):\n"
         "    calls.append(1)\n"
         "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
         "    if first and os.environ['RANK'] == '1' and len(calls) == 5:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    step(self, tokens)\n"
-        "script.RunLog.step = die\n"
+        "RunLog.step = die\n"
         "cli.run(script.main)\n"
     )
     output = run(script, tmp_path / "run", *flags, processes=2, max_restarts=1)

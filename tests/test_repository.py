@@ -1,5 +1,6 @@
 """The promises that hold for the tree as a whole."""
 
+import ast
 import hashlib
 import re
 import shlex
@@ -125,16 +126,49 @@ def region(script: str, first: str, last: str) -> str:
 @pytest.mark.parametrize(
     ("first", "last"),
     [
-        ("# (3) under torchrun", "# (4) the model"),
-        ("scaler = torch.amp.GradScaler", "# what a checkpoint must agree on"),
-        ("# (11) set the learning rate", "# between the boundaries"),
-        ("# (17) unscale", "step += 1"),
-        ("# (19) save", "del wrapped"),
+        ("# (3) under torchrun", "run = Run(args"),
+        ("# (6) the loader", "    run.loader("),
+        ("# (7) the optimizer", "# (9) compile"),
+        ("# (11) set the learning rate", "# (12) forward"),
+        ("# (17) unscale", "if __name__"),
     ],
 )
 def test_scripts_say_the_same_thing_in_the_same_words(script, first, last):
     """What the training scripts share is written out in each; no copy drifts from the others."""
     assert region(script, first, last) == region("train_pretrain.py", first, last)
+
+
+def size_of(script: str) -> dict[str, int]:
+    """Lines of a training script: in all, of imports, of main(), of its loop, as a reader sees."""
+    text = (ROOT / script).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    (main,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    (loop,) = (n for n in main.body if isinstance(n, ast.For))
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+    def lines(*nodes) -> int:
+        return sum(node.end_lineno - node.lineno + 1 for node in nodes)
+
+    return {"file": len(text.splitlines()), "imports": lines(*imports), "main": lines(main),
+            "loop": lines(loop)}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_a_training_script_can_be_held_in_the_head(script):
+    """It has so many lines at most, and they call no plumbing but `run`'s."""
+    most = {"file": 180 if script == "train_pretrain.py" else 210}
+    most |= {"imports": 22, "main": 110, "loop": 45}
+    assert {name: n for name, n in size_of(script).items() if n > most[name]} == {}
+
+
+def test_run_has_no_hooks_and_is_no_base_class():
+    """A script calls the run, never the other way round; it stays small enough to be one thing."""
+    path = ROOT / "training" / "run.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+    for source in SOURCES:
+        assert not re.search(r"class \w+\((\w+\.)?Run\b", source.read_text(encoding="utf-8")), (
+            source
+        )
 
 
 def test_every_row_of_the_compatibility_table_has_its_test():

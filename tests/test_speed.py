@@ -13,6 +13,7 @@ from model.model import MiniMindLM
 from training.distributed import Ranks
 from training.run_log import SPEEDS, RunLog
 from training.speed import flops_per_token, matmul_rate
+from training.state import RunState
 
 
 @pytest.mark.parametrize("kind", ["dense", "untied", "lora"])
@@ -68,7 +69,7 @@ def test_the_rate_is_a_rate():
 
 def test_the_speed_line(tmp_path, capsys):
     """Every field is written, adds up, and starts again after a pause."""
-    state = {"step": 0, "metrics_lines": 0}
+    state = RunState()
     ranks = Ranks(0, 0, 1, torch.device("cpu"))
     log = RunLog(tmp_path, 10, state, True, None, 1e6, ranks, torch.float32)
     for batch in log.waiting([1, 2]):
@@ -76,7 +77,7 @@ def test_the_speed_line(tmp_path, capsys):
         log.step(100)
     log.metrics(2, speed="tokens", loss=1.5)
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert set(record) == {"step", "loss", *SPEEDS} - {"pairs_per_s"}
+    assert set(record) == {"step", "loss", *SPEEDS} - {"pairs_per_s", "examples_per_s"}
     assert 0 < record["tokens_per_s"] < 200 / 0.06
     assert 0 < record["mfu"] < 1 and 0 <= record["data_wait"] < 0.5
     # 8 of 10 steps are left, at 200 tokens in 2 steps

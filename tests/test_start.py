@@ -263,12 +263,13 @@ def test_a_restart_by_torchrun_is_not_refused(tmp_path, flags):
     script.write_text(
         "import os, signal, train_pretrain as script\n"
         "from training import cli\n"
-        "step = script.RunLog.step\n"
+        "from training.run_log import RunLog\n"
+        "step = RunLog.step\n"
         "def die(self, tokens):\n"
         "    step(self, tokens)\n"
         "    if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '0':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "script.RunLog.step = die\n"
+        "RunLog.step = die\n"
         "cli.run(script.main)\n"
     )
     output = run(script, tmp_path / "run", *flags["pretrain"], processes=2, max_restarts=1)
@@ -358,8 +359,8 @@ def test_what_needs_no_data_is_checked_before_data_is_read(here, monkeypatch, tm
     def read(*args, **kwargs):
         raise AssertionError("data is read or a model loaded")
 
-    for name in ("read_conversations", "write_demo", "load_model"):
-        monkeypatch.setattr(f"train_full_sft.{name}", read)
+    for name in ("training.data.conversations", "train_full_sft.load_model"):
+        monkeypatch.setattr(name, read)
     before = contents(tmp_path / "run")
     for name, (more, expected) in early_mistakes(tmp_path).items():
         begin = time.monotonic()

@@ -13,6 +13,7 @@ from dataset.demo import write_demo
 from tests.processes import in_two_processes
 from training import cli
 from training.run_log import SPEEDS
+from training.writer import CheckpointWriter
 
 TINY = [
     "--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2",
@@ -115,7 +116,7 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, workspace, optimizer):
              "--optimizer", optimizer]  # fmt: skip
     train(monkeypatch, folder / "whole", *flags)
 
-    save = train_pretrain.CheckpointWriter.save
+    save = CheckpointWriter.save
 
     def save_and_stop(writer, *args):
         save(writer, *args)
@@ -123,10 +124,10 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, workspace, optimizer):
             writer.wait()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_pretrain.CheckpointWriter, "save", save_and_stop)
+    monkeypatch.setattr(CheckpointWriter, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, folder / "stopped", *flags)
-    monkeypatch.setattr(train_pretrain.CheckpointWriter, "save", save)
+    monkeypatch.setattr(CheckpointWriter, "save", save)
     # a line that the killed run had still written after its last checkpoint
     with open(folder / "stopped" / "metrics.jsonl", "a") as f:
         f.write('{"step": 4, "loss": 0}\n{"step": 5, "lo')

@@ -14,6 +14,7 @@ from training import checkpoint, cli
 from training.loss_watch import LossWatch
 from training.optimizers import build_optimizer, skip_unless_finite
 from training.run_log import RunLog, read_metrics
+from training.state import RunState
 from training.writer import CheckpointWriter
 
 
@@ -178,7 +179,7 @@ def test_leftovers_go_even_if_nothing_is_saved(tmp_path):
 
 def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
     """Later lines are dropped; a checkpoint of another folder brings no lines with it."""
-    state = {"step": 2, "metrics_lines": 2}
+    state = RunState(step=2, metrics_lines=2)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "val')
     log = RunLog(tmp_path, 10, state, is_main=True)
     log.event(3, "spike")
@@ -221,7 +222,7 @@ def judge(watch, step: int, loss: float, grad_norm: float = 1.0, scaled: bool = 
 
 def test_a_spike_is_told_once_with_its_rows():
     """A loss far above what was usual is an event; noise and a steep start are not."""
-    told, state = Told(), {}
+    told, state = Told(), RunState()
     watch = LossWatch(5, state, told, told, told)
     noise = torch.Generator().manual_seed(0)
     for step in range(150):
@@ -232,27 +233,27 @@ def test_a_spike_is_told_once_with_its_rows():
 
 def test_bad_numbers_never_enter_the_running_mean():
     """NaN and infinity are counted and skipped, and what was usual stays as it was."""
-    told, state = Told(), {}
+    told, state = Told(), RunState()
     watch = LossWatch(2, state, told, told, told)
     for step in range(60):
         judge(watch, step, 3.0)
-    usual = list(state["usual_loss"])
+    usual = list(state.usual_loss)
     assert not judge(watch, 60, float("nan"))
     assert not judge(watch, 61, 3.0, float("inf"))
-    assert state["usual_loss"] == usual and state["bad_steps"] == 2
+    assert state.usual_loss == usual and state.bad_steps == 2
     assert judge(watch, 62, 3.0, float("inf"), scaled=True), "the scaler's own business"
-    assert state["bad_in_a_row"] == 0
+    assert state.bad_in_a_row == 0
 
 
 def test_an_update_is_judged_when_the_next_is_on_its_way():
     """note() reads the update before; settle() reads the last one, once."""
-    told, state = Told(), {}
+    told, state = Told(), RunState()
     watch = LossWatch(2, state, told, told, told)
     watch.note(0, torch.tensor(float("nan")), torch.tensor(1.0), False)
-    assert state["bad_steps"] == 0
+    assert state.bad_steps == 0
     watch.note(1, torch.tensor(3.0), torch.tensor(1.0), False)
-    assert state["bad_steps"] == 1 and told.events == [(1, "skipped", ["row 0"])]
-    assert watch.settle() and watch.settle() and state["usual_loss"][2] == 1
+    assert state.bad_steps == 1 and told.events == [(1, "skipped", ["row 0"])]
+    assert watch.settle() and watch.settle() and state.usual_loss[2] == 1
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -302,14 +303,15 @@ def test_rows_of_a_bad_update_are_those_of_its_epoch(tmp_path, tiny_tokenizer_di
     script.write_text(
         "import json, train_pretrain as script\n"
         "from training import cli\n"
-        "note, expected = script.LossWatch.note, []\n"
+        "from training.loss_watch import LossWatch\n"
+        "note, expected = LossWatch.note, []\n"
         "def noted(self, step, *rest):\n"
         "    n = self.sampler.updates_per_epoch\n"
         "    if step == n - 1:\n"
         "        expected.extend(map(self.dataset.place, self.sampler.rows_in_update(step % n)))\n"
         "        rest = (rest[0] * float('nan'), *rest[1:])\n"
         "    note(self, step, *rest)\n"
-        "script.LossWatch.note = noted\n"
+        "LossWatch.note = noted\n"
         "cli.run(script.main)\n"
         "print('EXPECTED', json.dumps(expected))\n"
     )

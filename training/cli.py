@@ -6,12 +6,10 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -21,13 +19,13 @@ from model.hf_format import load_config
 from model.json_file import read_json
 from model.lora import LoRAConfig, default_targets
 from training import run_lock
-from training.distributed import Ranks, shutdown
+from training.compute import DTYPES, LONG_RUN
+from training.distributed import shutdown
 from training.lr_schedule import SCHEDULES
 from training.terminal import forgive_encodings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOKENIZER = REPOSITORY / "model" / "tokenizer"
-LONG_RUN = 1000  # optimizer steps from which compiling pays on a CPU
 LARGEST_SEED = 2**63 - 1  # that torch's generators take
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # smaller ones are denormal, or 0 on a GPU
 
@@ -55,38 +53,94 @@ def new_parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
 
 
+def flags(parser: argparse.ArgumentParser, group: str) -> Callable:
+    """A function that declares a flag of a group: add("--name", kind, default, "help").
+
+    kind: what makes the value of the word, the choices as a list, or argparse's own words as a dict
+    (BOOL, SWITCH, SEVERAL).
+    """
+    add_argument = parser.add_argument_group(group).add_argument
+
+    def add(name: str, kind, default, help: str):
+        words = {"choices": kind} if isinstance(kind, list) else {"type": kind}
+        add_argument(
+            name, default=default, help=help, **(kind if isinstance(kind, dict) else words)
+        )
+
+    return add
+
+
 def add_model_flags(parser: argparse.ArgumentParser, of_a_loaded_model: bool = False):
     """--preset and a flag for every field of LMConfig; one left out keeps the preset's value.
 
     of_a_loaded_model: only the flags of what the weights of --init_from do not decide.
     """
-    group = parser.add_argument_group("model")
+    add = flags(parser, "model")
     if not of_a_loaded_model:
-        text = "named size to start from"
-        group.add_argument("--preset", choices=PRESETS, default="demo", help=text)
+        add("--preset", list(PRESETS), "demo", "named size to start from")
+    kinds = {"bool": BOOL, "int": at_least(0), "float": in_range(0, 1e12)}
     for f in fields(LMConfig):
         if of_a_loaded_model and f.name not in CHANGEABLE:
             continue
-        kind = {"bool": BOOL, "int": {"type": at_least(0)}, "float": {"type": in_range(0, 1e12)}}
         base = "--init_from's" if of_a_loaded_model else f"the preset's, else {f.default}"
-        text = f"{f.metadata['help']} (default: {base})"
         # argparse.SUPPRESS: the attribute exists only if the flag was given
-        group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind[f.type])
+        text = f"{f.metadata['help']} (default: {base})"
+        add(f"--{f.name}", kinds[f.type], argparse.SUPPRESS, text)
 
 
 def add_lora_flags(parser: argparse.ArgumentParser, rank: int):
     """The numbers of an adapter. `rank` is the default; where it is 0, an adapter is optional."""
-    add = parser.add_argument_group("adapter").add_argument
-    text = "rank of every adapter" + ("" if rank else "; 0: none, all weights are trained")
-    add("--lora_rank", type=at_least(min(rank, 1)), default=rank, help=text)
-    text = "the adapter counts alpha / rank times"
-    add("--lora_alpha", type=in_range(1e-6, 1e6), default=16.0, help=text)
-    text = "probability of zeroing an adapter's input"
-    add("--lora_dropout", type=in_range(0, 0.99), default=0.0, help=text)
+    add = flags(parser, "adapter")
+    none = "" if rank else "; 0: none, all weights are trained"
+    add("--lora_rank", at_least(min(rank, 1)), rank, f"rank of every adapter{none}")
+    add("--lora_alpha", in_range(1e-6, 1e6), 16.0, "the adapter counts alpha / rank times")
+    add("--lora_dropout", in_range(0, 0.99), 0.0, "probability of zeroing an adapter's input")
     text = "names of the linear layers that get one; None: all of attention and feed-forward"
-    add("--lora_targets", nargs="+", default=None, help=text)
-    add("--use_rslora", action="store_true", help="alpha / sqrt(rank) in place of alpha / rank")
-    add("--use_dora", action="store_true", help="train the length of every weight row too")
+    add("--lora_targets", SEVERAL, None, text)
+    add("--use_rslora", SWITCH, False, "alpha / sqrt(rank) in place of alpha / rank")
+    add("--use_dora", SWITCH, False, "train the length of every weight row too")
+
+
+def add_text_flags(parser: argparse.ArgumentParser, max_seq_len: int, val_fraction: float):
+    """The data of pretraining: raw text."""
+    add = flags(parser, "data")
+    text = "jsonl, json, txt, csv, parquet, arrow files, also .gz, .zst; None: the demo corpus"
+    add("--data_path", SEVERAL, None, text)
+    add("--text_field", str, "text", "field of the records that holds the text")
+    _add_held_out_flags(add, "documents", val_fraction)
+    add("--init_from", Path, None, "model folder or run to start from; None: random weights")
+    text = "tokenizer folder; None: --init_from's, else this repository's model/tokenizer"
+    add("--tokenizer", Path, None, text)
+    add("--max_seq_len", at_least(1), max_seq_len, "tokens per row")
+
+
+def add_tuning_flags(
+    parser: argparse.ArgumentParser,
+    what: str,
+    init_from: str,
+    max_seq_len: int,
+    val_fraction: float,
+):
+    """The data of fine-tuning, and the model it begins with. what: "conversations", "pairs"."""
+    add = flags(parser, "data")
+    add("--data_path", SEVERAL, None, f"one or several files of {what}; None: the demo corpus")
+    _add_held_out_flags(add, what, val_fraction)
+    text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the demo\'s '
+    add("--questions", Path, None, f"{text}if --data_path is")
+    text = "model folder or run to start from: ours or any dense Qwen3"
+    add("--init_from", Path, Path(init_from), text)
+    text = f"tokens per row; None: as the run in --out_dir had, else {max_seq_len} or the context"
+    add("--max_seq_len", at_least(1), None, text)
+    if what == "conversations":
+        text = "per file, how often its conversations are taken in an epoch; None: once"
+        add("--data_weights", {"type": in_range(0, 1e3), **SEVERAL}, None, text)
+        add("--packing", BOOL, True, "several conversations in a row; without: one, to compare")
+
+
+def _add_held_out_flags(add: Callable, what: str, val_fraction: float):
+    add("--val_data_path", SEVERAL, None, "held-out files, in place of a fraction")
+    text = f"share of the {what} held out for evaluation"
+    add("--val_fraction", in_range(0, 0.5), val_fraction, text)
 
 
 def build_lora(args: argparse.Namespace, config: LMConfig) -> LoRAConfig:
@@ -143,12 +197,6 @@ def build_config(args: argparse.Namespace, tokenizer_size: int, seq_len: int = 0
     return config
 
 
-def add_seq_len_flag(add: Callable, seq_len: int):
-    """--max_seq_len of a script whose default is `seq_len` (the same goes to `build_config`)."""
-    text = f"tokens per row; None: as the run in --out_dir had, else {seq_len} or the context"
-    add("--max_seq_len", type=at_least(1), default=None, help=text)
-
-
 def _seq_len_of_run(args: argparse.Namespace) -> int | None:
     """--max_seq_len of the run that this one goes on with, if there is one."""
     if args.resume == "never":
@@ -165,97 +213,69 @@ def _seq_len_of_run(args: argparse.Namespace) -> int | None:
 
 
 def add_training_flags(
-    parser: argparse.ArgumentParser,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate: float,
     weight_decay: float,
-):
+):  # fmt: skip
     """Steps, batch and optimizer, with a script's own defaults."""
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=at_least(1), default=epochs, help="passes over the data")
-    text = "optimizer steps in all, whatever the epochs; 0: as --epochs says"
-    add("--max_steps", type=at_least(0), default=0, help=text)
-    text = "rows per micro-batch and process"
-    add("--batch_size", type=at_least(1, 2**20), default=batch_size, help=text)
-    text = "micro-batches per step"
-    add("--accumulation_steps", type=at_least(1, 2**20), default=1, help=text)
-    text = "peak, after the warmup"
-    add("--learning_rate", type=in_range(0, 10), default=learning_rate, help=text)
-    text = "last learning rate as a share of the peak"
-    add("--min_lr_ratio", type=in_range(0, 1), default=0.1, help=text)
-    add("--warmup_steps", type=at_least(0), default=20, help="optimizer steps of linear rise")
-    add("--lr_schedule", choices=SCHEDULES, default="cosine", help="wsd: warmup, stable, decay")
-    add("--decay_fraction", type=in_range(0, 1), default=0.2, help="wsd: share of steps that decay")
+    add = flags(parser, "optimisation")
+    add("--epochs", at_least(1), epochs, "passes over the data")
+    add("--max_steps", at_least(0), 0, "optimizer steps in all, whatever the epochs; 0: --epochs")
+    add("--batch_size", at_least(1, 2**20), batch_size, "rows per micro-batch and process")
+    add("--accumulation_steps", at_least(1, 2**20), 1, "micro-batches per step")
+    add("--learning_rate", in_range(0, 10), learning_rate, "peak, after the warmup")
+    add("--min_lr_ratio", in_range(0, 1), 0.1, "last learning rate as a share of the peak")
+    add("--warmup_steps", at_least(0), 20, "optimizer steps of linear rise")
+    add("--lr_schedule", list(SCHEDULES), "cosine", "wsd: warmup, stable, decay")
+    add("--decay_fraction", in_range(0, 1), 0.2, "wsd: share of all steps that decay")
     text = "muon: Muon for the hidden matrices, AdamW for the rest"
-    add("--optimizer", choices=["adamw", "muon"], default="adamw", help=text)
-    text = "on matrices, per unit of lr"
-    add("--weight_decay", type=in_range(0, 10), default=weight_decay, help=text)
+    add("--optimizer", ["adamw", "muon"], "adamw", text)
+    add("--weight_decay", in_range(0, 10), weight_decay, "on matrices, per unit of lr")
     text = "largest norm of the whole gradient; 0: no clipping"
-    add("--grad_clip", type=in_range(0, 1e9), default=1.0, help=text)
+    add("--grad_clip", in_range(0, 1e9), 1.0, text)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     """Where it runs, what it leaves behind, what it prints."""
-    group = parser.add_argument_group("run")
-    add = group.add_argument
-    add("--out_dir", type=Path, default=Path(out_dir), help="folder of checkpoints and metrics")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dtype", default="auto", choices=["auto", *_DTYPES], help="precision of the products")
-    text = (
-        "compile model and loss, which takes a minute or two; None: on CUDA, and on CPUs in runs "
-    )
-    add("--compile", **BOOL, default=None, help=text + f"of {LONG_RUN:,} or more steps")
+    add = flags(parser, "run")
+    add("--out_dir", Path, Path(out_dir), "folder of checkpoints and metrics")
+    add("--device", str, "auto", "auto, cpu, cuda, cuda:N or mps")
+    add("--dtype", ["auto", *DTYPES], "auto", "precision of the products")
+    text = "compile model and loss, which takes a minute or two; None: on CUDA, and on CPUs in runs"
+    add("--compile", BOOL, None, f"{text} of {LONG_RUN:,} or more steps")
     text = "replay the compiled step as CUDA graphs: for small models on one GPU, not accumulating"
-    add("--cuda_graphs", action="store_true", help=text)
+    add("--cuda_graphs", SWITCH, False, text)
     text = "keep only each block's input for the backward pass: less memory, a third more work"
-    add("--activation_checkpointing", action="store_true", help=text)
+    add("--activation_checkpointing", SWITCH, False, text)
     text = "on a GPU, kernels that give the same bits every time (slower; a CPU's do anyway)"
-    add("--deterministic", action="store_true", help=text)
+    add("--deterministic", SWITCH, False, text)
     text = "raise --batch_size to the largest that fits, lower --accumulation_steps by as much"
-    add("--auto_batch", action="store_true", help=text)
+    add("--auto_batch", SWITCH, False, text)
     text = "share out parameters, gradients and optimizer state among the ranks (FSDP2)"
-    add("--fsdp", action="store_true", help=text)
-    add("--num_workers", type=at_least(0, 1024), default=0, help="loader processes per rank")
-    add("--log_interval", type=at_least(1), default=10, help="optimizer steps between log lines")
-    add("--eval_interval", type=at_least(1), default=200, help="optimizer steps between held-out")
-    add(
-        "--save_interval", type=at_least(1), default=200, help="optimizer steps between checkpoints"
-    )
-    add(
-        "--keep_checkpoints",
-        type=at_least(2),
-        default=2,
-        help="newest checkpoints kept, + the best",
-    )
-    add("--resume", default="auto", help="auto: go on from out_dir's newest step; never; or a path")
+    add("--fsdp", SWITCH, False, text)
+    add("--num_workers", at_least(0, 1024), 0, "loader processes per rank")
+    add("--log_interval", at_least(1), 10, "optimizer steps between log lines")
+    add("--eval_interval", at_least(1), 200, "optimizer steps between held-out figures")
+    add("--save_interval", at_least(1), 200, "optimizer steps between checkpoints")
+    add("--keep_checkpoints", at_least(2), 2, "newest checkpoints kept, + the best")
+    add("--resume", str, "auto", "auto: go on from out_dir's newest step; never; or a path")
     text = "go on from a checkpoint of another run (data, seed, batch, base): name what differs"
-    add("--allow_changes", action="store_true", help=text)
-    text = "the same where nothing but the data differs"
-    add("--resume_on_changed_data", action="store_true", help=text)
-    add("--overwrite", action="store_true", help="with --resume never: delete what out_dir holds")
+    add("--allow_changes", SWITCH, False, text)
+    add("--resume_on_changed_data", SWITCH, False, "the same where nothing but the data differs")
+    add("--overwrite", SWITCH, False, "with --resume never: delete what out_dir holds")
     text = "updates in a row that may be skipped because loss or gradient is not finite"
-    add("--max_bad_steps", type=at_least(0), default=5, help=text)
-    add("--cache_dir", type=Path, default=Path("out/cache"), help="folder of tokenised data")
+    add("--max_bad_steps", at_least(0), 5, text)
+    add("--cache_dir", Path, Path("out/cache"), "folder of tokenised data")
     text = "a broken record: stop before training, or skip and count it"
-    add("--on_bad_record", choices=["stop", "skip"], default="stop", help=text)
-    add(
-        "--seed",
-        type=at_least(0, LARGEST_SEED),
-        default=42,
-        help="of the weights, the data order and dropout",
-    )
-    add(
-        "--use_wandb",
-        action="store_true",
-        help="log to Weights & Biases (WANDB_MODE=offline works)",
-    )
-    add("--wandb_project", default="minimind", help="W&B project")
-    add("--wandb_run_name", default=None, help="W&B run name; None: one is made up")
+    add("--on_bad_record", ["stop", "skip"], "stop", text)
+    add("--seed", at_least(0, LARGEST_SEED), 42, "of the weights, the data order and dropout")
+    add("--use_wandb", SWITCH, False, "log to Weights & Biases (WANDB_MODE=offline works)")
+    add("--wandb_project", str, "minimind", "W&B project")
+    add("--wandb_run_name", str, None, "W&B run name; None: one is made up")
 
 
-BOOL = {"action": argparse.BooleanOptionalAction}
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+BOOL = {"action": argparse.BooleanOptionalAction}  # --name and --no-name
+SWITCH = {"action": "store_true"}
+SEVERAL = {"nargs": "+"}
 
 
 def at_least(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
@@ -301,68 +321,6 @@ def paired(paths: list, weights: list[float]) -> dict[str, float]:
     return {str(Path(path)): weight for path, weight in zip(paths, weights)}  # as records name it
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast for --dtype; "auto" is the fastest one that needs no loss scaling.
-
-    bfloat16 on GPUs that have it and on CPUs with instructions for it (AMX, AVX512-BF16: several
-    times float32), else float32: without them a CPU emulates bfloat16 at a fraction of the speed.
-    """
-    if name != "auto":
-        return _DTYPES[name]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    if device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has_bf16():
-        return torch.bfloat16
-    return torch.float32
-
-
-@cache
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def compiler(
-    flag: bool | None, device: torch.device, total_steps: int, cuda_graphs: bool = False
-) -> Callable:
-    """torch.compile for --compile, or a function that gives back what it gets.
-
-    None compiles on CUDA, and on a CPU where the run is long enough to win back the time that
-    compiling takes and there is a C++ compiler. dynamic=False: batches have one shape, and graphs
-    made for it are faster than graphs for any. cuda_graphs: kernels are launched together, as
-    recorded; worth it where launching them one by one takes longer than they do.
-    """
-    if flag is None:
-        found = any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
-        long_on_cpu = device.type == "cpu" and total_steps >= LONG_RUN and found
-        flag = device.type == "cuda" or long_on_cpu
-    mode = "reduce-overhead" if cuda_graphs else None
-    return partial(torch.compile, dynamic=False, mode=mode) if flag else lambda function: function
-
-
-def check_cuda_graphs(args: argparse.Namespace, ranks: Ranks, config: LMConfig):
-    """ValueError if --cuda_graphs contradicts another flag.
-
-    Gradients of one micro-batch would lie where the next one's graph writes its own, collectives
-    are not part of a graph, and some kernels for grouped products read the groups' sizes first.
-    """
-    if not args.cuda_graphs:
-        return
-    if ranks.device.type != "cuda":
-        raise ValueError(f"--cuda_graphs: the device is {ranks.device}")
-    if args.compile is False:
-        raise ValueError("--cuda_graphs: not with --no-compile, the compiler makes them")
-    if args.accumulation_steps > 1 or args.auto_batch:
-        raise ValueError("--cuda_graphs: not with --accumulation_steps above 1 or --auto_batch")
-    if config.use_moe:
-        raise ValueError("--cuda_graphs: not with experts")
-    if ranks.is_distributed:
-        raise ValueError("--cuda_graphs: for one process")
-
-
 def write_args(out_dir: Path, args: argparse.Namespace, **more):
     """args.json: every resolved flag and what else is needed to repeat the run."""
     content = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
@@ -371,17 +329,25 @@ def write_args(out_dir: Path, args: argparse.Namespace, **more):
     (out_dir / "args.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
-def run(main: Callable[[], None]):
-    """Call a script's main(); a user's mistake ends with one clear line and exit status 2.
+def run(main: Callable[[], int | None]):
+    """Call a script's main() and exit with the status that it returns, if that is not 0 or None.
 
+    A user's mistake ends with one clear line and exit status 2.
     A mistake is a ValueError raised by this repository's own code; a ValueError from inside a
     library is a bug and keeps its traceback, as every other exception does. What the terminal
     cannot show is written as escapes.
     """
     forgive_encodings()
     try:
-        main()
-        shutdown()  # of a run that had nothing to do
+        try:
+            status = main()
+        except SystemExit as left:  # a run that had nothing to do, on all ranks, or --help
+            if left.code:
+                raise
+            status = 0
+        shutdown()  # now that nothing of main is alive that uses the process group
+        if status:
+            sys.exit(status)
     except ValueError as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         ours = Path(last.filename).resolve()

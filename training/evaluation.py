@@ -158,6 +158,27 @@ def ask(
     return [said_aloud(tokenizer, ids) for ids in answers]
 
 
+def loss_and_answers(
+    run, val_dataset: Dataset, tokenizer, questions: list[Question]
+) -> tuple[dict, list[str]]:
+    """For `Run.begin`, of a model that chats: held-out loss, exact answers, a few of them in words.
+
+    run: the Run. The share of exact answers is measured where --questions gave the right ones.
+    """
+    args = run.args
+    held_out = held_out_loss(
+        run.compiled, val_dataset, args.batch_size, tokenizer.token_bytes, run.ranks, run.autocast,
+        run.stop,
+    )  # fmt: skip
+    figures, answers = {"val_loss": held_out["loss"]}, []
+    if run.generates:
+        answers = ask(run.model, tokenizer, questions, stop=run.asked_to_stop)
+    if args.questions and run.ranks.is_main:
+        figures["exact_match"] = exact_match(questions, answers)
+    shown = list(zip(questions, answers))[:3]
+    return figures, [f"{q.text} ⟶ {' '.join(answer.split())}" for q, answer in shown]
+
+
 def exact_match(questions: list[Question], answers: list[str]) -> float:
     """Share of the answers that are the expected text, outer white space aside."""
     right = sum(is_exact(q, a) for q, a in zip(questions, answers, strict=True))

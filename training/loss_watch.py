@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from training.state import RunState
+
 # of the running mean and variance of the loss (exponential, over about 20 updates)
 DECAY = 0.95
 FIRST_UPDATES = 50  # before these nothing is usual yet
@@ -24,19 +26,15 @@ class LossWatch:
     read when the next update has been handed to the device, so that no GPU waits for Python.
 
     max_bad_steps  updates in a row that may be skipped; one more raises ValueError
-    state          the run's state, saved with every checkpoint; holds what is remembered here
+    state          the RunState, saved with every checkpoint; holds what is remembered here
     log            RunLog, for the lines and for metrics.jsonl
     dataset, sampler  say which rows an update is made of, and where they come from
     """
 
-    def __init__(self, max_bad_steps: int, state: dict, log, dataset, sampler):
+    def __init__(self, max_bad_steps: int, state: RunState, log, dataset, sampler):
         self.max_bad_steps, self.log = max_bad_steps, log
         self.dataset, self.sampler = dataset, sampler
         self.state = state
-        state.setdefault("bad_steps", 0)  # in all
-        state.setdefault("bad_in_a_row", 0)
-        state.setdefault("usual_loss", [0.0, 0.0, 0])  # mean, variance, updates
-        state.setdefault("since_log", [])  # targets since the last log line, means over them
         self._pending = None  # an update that has not been judged, its numbers on their way
         self._was_good = True
 
@@ -78,32 +76,32 @@ class LossWatch:
 
         Call it when `settle` has said that the last update was a good one.
         """
-        _, *means = self.state["since_log"]
-        self.state["since_log"] = []
+        _, *means = self.state.since_log
+        self.state.since_log = []
         return means
 
     def _add(self, weight: int, values: list[float]):
-        total, *means = self.state["since_log"] or [0, *values]
+        total, *means = self.state.since_log or [0, *values]
         total += weight
         if len(means) != len(values):  # a checkpoint that somebody has edited
             total, means = weight, values
         # in this form the mean of one update is that update's value to the bit
         means = [m + (v - m) * (weight / total) for m, v in zip(means, values)]
-        self.state["since_log"] = [total, *means]
+        self.state.since_log = [total, *means]
 
     def _judge(self, step: int, loss: float, grad_norm: float, scaled: bool) -> bool:
         state = self.state
         if math.isfinite(loss) and (scaled or math.isfinite(grad_norm)):
-            state["bad_in_a_row"] = 0
+            state.bad_in_a_row = 0
             self._look_for_spike(step, loss)
             return True
-        state["bad_steps"] += 1
-        state["bad_in_a_row"] += 1
+        state.bad_steps += 1
+        state.bad_in_a_row += 1
         places = self._places(step)
-        self.log.event(step + 1, "skipped", bad_steps=state["bad_steps"], rows=places)
+        self.log.event(step + 1, "skipped", bad_steps=state.bad_steps, rows=places)
         what = f"loss {loss}, gradient norm {grad_norm}"
         self.log.say(f"update {step + 1} skipped: {what}; its rows: {shortened(places)}")
-        if state["bad_in_a_row"] > self.max_bad_steps:
+        if state.bad_in_a_row > self.max_bad_steps:
             raise ValueError(
                 f"--max_bad_steps {self.max_bad_steps}: {state['bad_in_a_row']} updates in a row "
                 f"were not finite ({what}), the last one made of {shortened(places)}; the "
@@ -118,7 +116,7 @@ class LossWatch:
         return [self.dataset.place(row) for row in rows]
 
     def _look_for_spike(self, step: int, loss: float):
-        mean, variance, count = self.state["usual_loss"]
+        mean, variance, count = self.state.usual_loss
         limit = mean + max(SPIKE_DEVIATIONS * math.sqrt(variance), SPIKE_NATS)
         if count >= FIRST_UPDATES and loss > limit:
             places = self._places(step)
@@ -132,7 +130,7 @@ class LossWatch:
         difference = loss - mean
         mean += weight * difference
         variance = (1 - weight) * (variance + weight * difference**2)
-        self.state["usual_loss"] = [mean, variance, count + 1]
+        self.state.usual_loss = [mean, variance, count + 1]
 
 
 def shortened(places: list[str], most: int = 4) -> str:

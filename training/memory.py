@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from model.attention import LONGEST_BLOCKWISE
 from training.checkpoint import trained
-from training.cli import compiler
+from training.compute import compiler
 from training.distributed import Ranks
 from training.losses import masked_cross_entropy
 

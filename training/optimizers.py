@@ -49,6 +49,12 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in outside)
 
 
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the whole gradient down to a norm of at most max_norm (0: any); the norm it had."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+    return whole(norm)  # with --fsdp every rank has a shard of it
+
+
 def skip_unless_finite(optimizer: torch.optim.AdamW, scaler, loss: Tensor, grad_norm: Tensor):
     """Let the optimizer's next step change nothing if the loss or the gradient is not finite.
 

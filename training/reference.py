@@ -43,17 +43,15 @@ def pair_log_probs(
     return sum_over_ranks(result)
 
 
-def reference_log_probs(
-    model, dataset: DPODataset, batch_size: int, ranks: Ranks, autocast, made_from: str,
-    cache_dir: str | Path,
-) -> Tensor:  # fmt: skip
-    """`pair_log_probs` of the reference, computed once and kept in a file of cache_dir.
+def reference_log_probs(run, model, dataset: DPODataset) -> Tensor:
+    """`pair_log_probs` of the model that a Run begins with, kept in a file of --cache_dir.
 
-    made_from: names the reference's weights and precision; the file's name holds its hash and the
-    data's, so that it can never serve other data or another reference.
+    The file's name holds a hash of the model's weights, the precision and the data, so that it can
+    never serve other data or another reference.
     """
+    ranks, made_from = run.ranks, f"{run.base_sha256} {run.dtype}"
     key = hashlib.sha256(f"{made_from} {dataset.fingerprint}".encode()).hexdigest()[:32]
-    file = Path(cache_dir) / f"reference-{key}.safetensors"
+    file = Path(run.args.cache_dir) / f"reference-{key}.safetensors"
     cached = None
     try:
         cached = load_file(file)["log_probs"]
@@ -65,7 +63,7 @@ def reference_log_probs(
     found = sum_over_ranks(torch.tensor(float(cached is not None), device=ranks.device))
     if found == ranks.world_size:
         return cached.to(ranks.device)
-    result = pair_log_probs(model, dataset, batch_size, ranks, autocast)
+    result = pair_log_probs(model, dataset, run.args.batch_size, ranks, run.autocast)
     if ranks.is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.{os.getpid()}")

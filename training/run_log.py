@@ -16,17 +16,26 @@ from training import run_lock
 from training.memory import resident_bytes
 from training.plot import plot_metrics, read_metrics
 from training.speed import matmul_rate
+from training.state import RunState
 
-NOT_PRINTED = ("epoch", "tokens", "pairs")  # in metrics.jsonl alone: they follow from the step
+NOT_PRINTED = (
+    "epoch",
+    "tokens",
+    "pairs",
+    "examples",
+)  # in metrics.jsonl alone: they follow from the step
 # what depends on the machine and not on what is learned
-SPEEDS = ("tokens_per_s", "pairs_per_s", "mfu", "memory_gb", "data_wait", "minutes_left")
+SPEEDS = (
+    "tokens_per_s", "pairs_per_s", "examples_per_s", "mfu", "memory_gb", "data_wait",
+    "minutes_left",
+)  # fmt: skip
 
 
 class RunLog:
     """Writes on the main rank; on the others every method does nothing.
 
     metrics.jsonl gets one JSON object per call of `metrics` or `event`. On a resume the lines that
-    were written after the checkpoint are dropped first (state["metrics_lines"] are kept), so that
+    were written after the checkpoint are dropped first (state.metrics_lines are kept), so that
     the file reads as if nothing had been interrupted.
 
     update_flops  operations of one update, over all ranks; the speed line then has the share of the
@@ -34,15 +43,16 @@ class RunLog:
     """
 
     def __init__(
-        self, out_dir: Path, total_steps: int, state: dict, is_main: bool, args=None,
+        self, out_dir: Path, total_steps: int, state: RunState, is_main: bool, args=None,
         update_flops: float = 0.0, ranks=None, dtype=torch.float32,
     ):  # fmt: skip
         self.is_main = is_main
-        self.lines = state["metrics_lines"]
+        self.lines = state.metrics_lines
         self.tokens, self.steps, self.waited = 0, 0, 0.0
         if not is_main:
             return
         self.device = torch.device("cpu") if ranks is None else ranks.device
+        self.dtype = str(dtype).removeprefix("torch.")
         self.flops = 0.0  # of an update, in seconds at the full rate of all devices
         if update_flops:
             rate = matmul_rate(self.device, dtype) * ranks.world_size
@@ -52,9 +62,7 @@ class RunLog:
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self.bar = None
         if sys.stderr.isatty():
-            self.bar = tqdm(
-                total=total_steps, initial=state["step"], unit="step", dynamic_ncols=True
-            )
+            self.bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True)
         self.wandb = _start_wandb(out_dir, args) if args and args.use_wandb else None
         self.total_steps = total_steps
         self.pause_clock()
@@ -139,18 +147,30 @@ class RunLog:
         if self.is_main:
             tqdm.write(text) if self.bar is not None else print(text, flush=True)
 
-    def held_out(self, state: dict, val_loss: float, **values):
-        """Record and draw what was measured after state["step"] updates; note the best loss.
+    def held_out(self, state: RunState, val_loss: float, **values):
+        """Record and draw what was measured after state.step updates; note the best loss.
 
         The loss before the first update is nobody's best: no checkpoint holds those weights.
         """
-        self.metrics(state["step"], val_loss=val_loss, **values)
+        self.metrics(state.step, val_loss=val_loss, **values)
         self.plot()
-        state["eval_due"] = False
-        best = state["best_val_loss"]
-        if state["step"] > 0 and (best is None or val_loss < best):
-            state.update(best_val_loss=val_loss, best_step=state["step"])
+        state.eval_due = False
+        best = state.best_val_loss
+        if state.step > 0 and (best is None or val_loss < best):
+            state.best_val_loss, state.best_step = val_loss, state.step
         self.pause_clock()
+
+    def say_what(self, model, update: str, data: str):
+        """The first lines: what is trained, on how much, where and how."""
+        if not self.is_main:
+            return
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        of_all = model.num_parameters()
+        share = f"{trained / 1e6:.2f}M of " if trained < of_all else ""
+        self.say(
+            f"{share}{of_all / 1e6:.1f}M parameters, {self.total_steps:,} steps of {update}, on "
+            f"{self.device} in {self.dtype}\ndata: {data}"
+        )
 
     def plot(self):
         """Draw loss.png from metrics.jsonl."""

@@ -20,6 +20,7 @@ from training.identity import (
     run_identity,
 )
 from training.plot import plot_metrics
+from training.state import RunState
 
 DEMO_DATA = Path("out/demo_data")  # written where no --data_path is given
 
@@ -29,7 +30,7 @@ def begin(args, ranks: Ranks, config: LMConfig, adapter=None, **more):
 
     Checks the data files and folders that the flags name, takes --out_dir for this run (run_lock)
     and compares the checkpoint. adapter, more: as in `run_identity`. Collective. Raises ValueError
-    naming the flag. Both results are None if the run has all its steps already, which is said.
+    naming the flag, and SystemExit(0) if the run has all its steps already, which is said.
     """
     _check_paths(args)
     refused = None
@@ -49,31 +50,29 @@ def begin(args, ranks: Ranks, config: LMConfig, adapter=None, **more):
         known = earlier_flags(resumed_from)
         other_data = set(DATA_FLAGS) & set(changed_flags(resumed_from, args, None))
         known_data = args.max_steps and known and not other_data  # else it is compared first
-        if known_data and _is_finished(resumed_from, args.max_steps, args, ranks, config):
-            return None, None
+        if known_data:
+            _end_if_finished(resumed_from, args.max_steps, args, ranks, config)
     return resumed_from, identity
 
 
 def first_state(
     resumed_from: Path | None, identity: dict, total_steps: int, model, optimizer, scaler, args,
     ranks: Ranks, eval_due: bool,
-) -> dict | None:  # fmt: skip
+) -> RunState:  # fmt: skip
     """What a run remembers beside its weights: of a new run, or as `resumed_from` had it.
 
     Puts optimizer and scaler back, deletes what --overwrite is to delete, and writes args.json.
     identity: with the data's fingerprint. eval_due: whether a new run begins with held-out
-    figures. None if the run has all its steps already.
+    figures. Raises SystemExit(0) if the run has all its steps already.
     """
-    state = {"step": 0, "metrics_lines": 0, "best_val_loss": None, "best_step": None}
-    state |= {"tokens": 0, "pairs": 0, "eval_due": eval_due}
-    changes: list = []
+    state, changes = RunState(eval_due=eval_due), []
     if resumed_from is not None:
         data = {"data_fingerprint": identity["data_fingerprint"]}
         _say(ranks, check_identity(resumed_from, data, args, ranks, None))
-        if _is_finished(resumed_from, total_steps, args, ranks, model.config):
-            return None
-        state |= checkpoint.resume(resumed_from, model, optimizer, scaler)
-        changes = _changes(resumed_from, args, model.config, state["step"], ranks)
+        _end_if_finished(resumed_from, total_steps, args, ranks, model.config)
+        saved = {"eval_due": eval_due} | checkpoint.resume(resumed_from, model, optimizer, scaler)
+        state = RunState.from_dict(saved)
+        changes = _changes(resumed_from, args, model.config, state.step, ranks)
     elif args.overwrite and ranks.is_main:
         checkpoint.clear_run(args.out_dir)
     if ranks.is_main:
@@ -114,11 +113,11 @@ def _changes(resumed_from: Path, args, config, step: int, ranks: Ranks) -> list[
     return changes
 
 
-def _is_finished(folder: Path, total_steps: int, args, ranks: Ranks, config: LMConfig) -> bool:
-    """Whether a checkpoint has all steps that are asked for; then that is said, and all is left."""
+def _end_if_finished(folder: Path, total_steps: int, args, ranks: Ranks, config: LMConfig):
+    """SystemExit(0) if a checkpoint has all steps that are asked for, after saying so."""
     state = checkpoint.read_state(checkpoint.resume_files(folder)[1])
     if state["step"] < total_steps or state.get("eval_due"):
-        return False
+        return
     changed = changed_flags(folder, args, config)
     other = f"; other flags than that run's: {in_words(changed)}" if changed else ""
     _say(ranks, [f"nothing to do: step {state['step']} of {total_steps} is in {folder}{other}"])
@@ -129,7 +128,7 @@ def _is_finished(folder: Path, total_steps: int, args, ranks: Ranks, config: LMC
         if metrics.is_file() and not metrics.with_name("loss.png").exists():
             plot_metrics(metrics, metrics.with_name("loss.png"))
         run_lock.release()
-    return True
+    raise SystemExit(0)
 
 
 def _say(ranks: Ranks, lines: list[str]):

@@ -61,12 +61,11 @@ class Stopping:
             self.agreed = int(request)
         return self.agreed != 0
 
-    def leave(self):
-        """End the process with 128 + the signal's number if one ended the run; else do nothing."""
+    def leave(self) -> int:
+        """Give signals back to whoever had them. 128 + its number if one ended the run, else 0."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.agreed:
-            raise SystemExit(128 + self.agreed)
+        return 128 + self.agreed if self.agreed else 0
 
 
 def ignore_signals(_worker: int):

@@ -1,0 +1,299 @@
+"""`Run`: what keeps a training run alive, so that a script can say what is learned and no more.
+
+It owns the process group, device and precision, the run's identity and state, the order of the
+batches, the log, held-out figures that come due, saves, signals, and updates that go wrong. It
+calls no loss and knows no model class: the script calls it, at the numbered steps, and hands over
+two functions, what to measure and how to write a model folder (docs/decisions.md says why).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from dataset.sampler import UpdateSampler
+from training import checkpoint, compute
+from training.distributed import (
+    building_device,
+    gradient_sync,
+    init_distributed,
+    seed_dropout,
+    shard,
+    sum_over_ranks,
+)
+from training.loss_watch import LossWatch
+from training.memory import fit_memory
+from training.optimizers import skip_unless_finite
+from training.run_log import RunLog
+from training.speed import flops_per_token
+from training.start import begin, first_state
+from training.stopping import Stopping, ignore_signals
+from training.writer import CheckpointWriter
+
+
+class Run:
+    """One run of a training script, from its flags to its last checkpoint.
+
+    args     the flags of the script, those of cli.add_training_flags and add_run_flags among them
+    config   the LMConfig of the model
+    adapter  the LoRAConfig, if there is one
+    more     what else a run must keep to be the same run: numbers of the loss, by their flags
+
+    Raises ValueError for what needs no data to be seen to be wrong; ends the process, with status
+    0, if the run has all its steps already. Collective, as all methods but `share` and `count` are.
+
+    state         RunState: step, tokens and so on, as saved
+    resumed_from  the checkpoint to go on from, or None for a new run
+    home          the device on which the model is to be made or loaded
+    device, dtype, autocast  where and in what precision to compute
+    total_steps   updates of the whole run (known once there is a loader)
+    """
+
+    def __init__(self, args, config, adapter=None, **more):
+        self.args, self.config, self.adapter = args, config, adapter
+        self.ranks = init_distributed(args.device, args.deterministic)
+        self.device, self.stop = self.ranks.device, Stopping(self.ranks)
+        compute.check_cuda_graphs(args, self.ranks, config)
+        self.dtype = compute.choose_dtype(args.dtype, self.device)
+        is_mixed = self.dtype != torch.float32
+        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=is_mixed)
+        self.resumed_from, self.identity = begin(args, self.ranks, config, adapter, **more)
+        self.home = building_device(self.ranks, args.fsdp)
+        self._has_tried_memory = False
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.state.step
+
+    @property
+    def base_sha256(self) -> str:
+        """SHA-256 of the weights that the run began with."""
+        return self.identity["base_sha256"]
+
+    @property
+    def exact_weights(self) -> Path | None:
+        """The file with the exact weights of `resumed_from`, where its model's are rounded."""
+        return checkpoint.exact_weights(self.resumed_from)
+
+    @property
+    def data_before(self) -> str | None:
+        """The fingerprint of the data that `resumed_from` was trained on."""
+        return checkpoint.recorded(self.resumed_from, "data_fingerprint")
+
+    @property
+    def generates(self) -> bool:
+        """Whether this rank is to generate text: the first one; with --fsdp all of them must."""
+        return self.ranks.is_main or self.args.fsdp
+
+    @property
+    def asked_to_stop(self) -> Stopping | None:
+        """What to give to code that may end early on one rank alone; None with --fsdp."""
+        return None if self.args.fsdp else self.stop
+
+    def say(self, text: str):
+        """Print a line, on the first rank."""
+        if self.ranks.is_main:
+            print(text, flush=True)
+
+    # ---- model, data, optimizer: steps 4 to 9
+
+    def place(self, model: nn.Module, packed: bool = False) -> nn.Module:
+        """The model on this rank's device, or its shard of it, in training mode.
+
+        The first time a micro-batch is tried, with several documents in a row if packed;
+        --auto_batch sets batch_size and accumulation_steps by it.
+        """
+        model = shard(model, self.ranks, self.args) if self.args.fsdp else model.to(self.device)
+        self.model = model.train()
+        model.activation_checkpointing = self.args.activation_checkpointing
+        if not self._has_tried_memory:
+            fit_memory(model, self.args, self.ranks, self.autocast, packed)
+            self._has_tried_memory = True
+        return model
+
+    def loader(
+        self, dataset, val_dataset=None, count: Callable | None = None, unit: str = "tokens"
+    ) -> DataLoader:  # fmt: skip
+        """Micro-batches of the dataset in an order that depends on seed and epoch alone.
+
+        Every rank gets its share of it. count(rows): how much of what the loss is a mean over each
+        row has, the dataset's loss_tokens or another number, counted as `unit`.
+        """
+        args, self.dataset, self.val_dataset, self.unit = self.args, dataset, val_dataset, unit
+        most = [d.documents_per_row for d in (dataset, val_dataset) if d]
+        self.model.documents_per_row = None if None in most else max(most)
+        self.sampler = UpdateSampler(
+            len(dataset), count or dataset.loss_tokens, args.batch_size, args.accumulation_steps,
+            self.ranks.rank, self.ranks.world_size, args.seed,
+        )  # fmt: skip
+        self.total_steps = args.max_steps or args.epochs * self.sampler.updates_per_epoch
+        self._loader = DataLoader(
+            dataset, batch_sampler=self.sampler, num_workers=args.num_workers,
+            pin_memory=self.device.type == "cuda", worker_init_fn=ignore_signals,
+        )  # fmt: skip
+        return self._loader
+
+    def compile(self, function: Callable) -> Callable:
+        """A function or module as --compile asks for it."""
+        args = self.args
+        return compute.compiler(args.compile, self.device, self.total_steps, args.cuda_graphs)(
+            function
+        )
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """What to call in place of the model in training: compiled, gradients averaged."""
+        self.compiled = self.compile(model)
+        self._parallel = self.compiled
+        if self.ranks.is_distributed and not self.args.fsdp:
+            self._parallel = DistributedDataParallel(self.compiled)
+        return self._parallel
+
+    def begin(
+        self, optimizer, scaler, measure: Callable[[], tuple[dict, list[str]]],
+        write_model: Callable[[Path, dict], None],
+    ):  # fmt: skip
+        """Take up the state of a checkpoint, say what is going to happen, measure for a first time.
+
+        measure()                     held-out figures, "val_loss" the first of them, and lines to
+                                      print below them; called where there is a val_dataset
+        write_model(folder, weights)  writes what other tools open; weights: name -> Tensor, of
+                                      all that is trained
+        """
+        args, ranks, dataset = self.args, self.ranks, self.dataset
+        self.optimizer, self.scaler = optimizer, scaler
+        self._measure, self._write_model = measure, write_model
+        self.identity["data_fingerprint"] = dataset.fingerprint
+        self.state = first_state(
+            self.resumed_from, self.identity, self.total_steps, self.model, optimizer, scaler, args,
+            ranks, eval_due=self.val_dataset is not None,
+        )  # fmt: skip
+        positions = self.sampler.rows_per_update * args.max_seq_len  # of an update
+        flops = flops_per_token(self.model, args.max_seq_len / 2) * positions
+        self.log = RunLog(
+            args.out_dir, self.total_steps, self.state, ranks.is_main, args, flops, ranks,
+            self.dtype,
+        )  # fmt: skip
+        update = f"{self.sampler.rows_per_update} × {args.max_seq_len:,} tokens"
+        self.log.say_what(self.model, update, dataset.summary())
+        if self.resumed_from:
+            self.log.say(f"going on from {self.resumed_from}")
+        self.watch = LossWatch(args.max_bad_steps, self.state, self.log, dataset, self.sampler)
+        self.writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
+        self.stop.begin_training()  # from here on a signal waits for the end of the update
+        if self.state.eval_due and self.val_dataset:
+            self._evaluate()
+
+    # ---- the loop: steps 10 to 19
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left, from the one that the state stands in."""
+        per_epoch = self.sampler.updates_per_epoch
+        for epoch in range(self.state.step // per_epoch, -(-self.total_steps // per_epoch)):
+            if not self.stop.agreed:
+                yield epoch
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        """The micro-batches that are left of an epoch, on the device."""
+        per_epoch, state = self.sampler.updates_per_epoch, self.state
+        self.watch.settle()  # while the sampler still knows the rows of the epoch before
+        self.sampler.set_position(epoch, first_update=state.step % per_epoch)
+        self.epoch, self._sums = epoch, 0
+        for number, batch in enumerate(self.log.waiting(self._loader), start=1):
+            if state.step >= self.total_steps:  # what a resumed run has measured was all
+                return
+            micro_step = number % self.args.accumulation_steps
+            self.at_boundary = micro_step == 0  # the last micro-batch of an update
+            self._update_size = self.sampler.tokens_in_update(state.step % per_epoch)
+            seed_dropout(self.args.seed, state.step, micro_step, self.ranks.rank)
+            yield tuple(t.to(self.device, non_blocking=True) for t in batch)
+            if self.stop.agreed or state.step >= self.total_steps:
+                return
+
+    def gradient_sync(self) -> AbstractContextManager:
+        """Around forward and backward: ranks share gradients at the accumulation boundary alone."""
+        return gradient_sync(self._parallel, self.at_boundary)
+
+    def share(self, counted: Tensor) -> Tensor:
+        """How much this micro-batch has of what the update's loss is a mean over; the mean is 1.
+
+        counted: a mask, or numbers, whose sum is that. Multiplied with the loss it makes every
+        token (or pair) of the update weigh the same, however full the rows are.
+        """
+        micro_batches = self.args.accumulation_steps * self.ranks.world_size
+        self._share = counted.sum() / (self._update_size / micro_batches)
+        return self._share
+
+    def count(self, **values: Tensor):
+        """Add a micro-batch's figures to the update's, after `share`; the loss comes first."""
+        self._names = tuple(values)
+        parts = torch.stack([value.detach() for value in values.values()])
+        self._sums = self._sums + parts * self._share / self.args.accumulation_steps
+
+    def skip_unless_finite(self, grad_norm: Tensor):
+        """Let the optimizer's next step do nothing if loss or gradient, on any rank, is not finite.
+
+        Such an update is counted and its rows are named; --max_bad_steps of them in a row are the
+        most.
+        """
+        self._means = sum_over_ranks(self._sums) / self.ranks.world_size
+        self._sums = 0
+        skip_unless_finite(self.optimizer, self.scaler, self._means[0], grad_norm)
+
+    def update_done(self, lr: float, grad_norm: Tensor):
+        """Count the update; log it and measure held-out figures where these are due."""
+        args, state, unit = self.args, self.state, self.unit
+        self.watch.note(state.step, self._means, grad_norm, self.scaler.is_enabled())
+        state.step += 1
+        setattr(state, unit, getattr(state, unit) + self._update_size)
+        self.log.step(self._update_size)
+        if self._is_due(args.log_interval) and self.watch.settle():  # not if it was skipped
+            values = dict(zip(self._names, self.watch.means()))  # since the last line
+            values |= {"lr": lr, "grad_norm": grad_norm.item()}
+            if self.config.use_moe:
+                values["max_expert_load"] = self.model.expert_load.max().item()
+            else:
+                values.pop("aux_loss", None)
+            if self.scaler.is_enabled():
+                values["loss_scale"] = self.scaler.get_scale()
+            counted = {"epoch": self.epoch, unit: getattr(state, unit)}
+            self.log.metrics(state.step, speed=unit, **counted, **values)
+        if self.val_dataset and self._is_due(args.eval_interval):
+            self.watch.settle()
+            state.eval_due = True
+            self._evaluate()
+
+    def save_if_due(self):
+        """Save in the background; a signal to stop reaches all ranks at the same update."""
+        if not self.stop.agree() and not self._is_due(self.args.save_interval):
+            return
+        self.watch.settle()
+        self.state.metrics_lines = self.log.lines
+        saved = self.identity | asdict(self.state) | {"scaler": self.scaler.state_dict()}
+        self.writer.save(self.model, self.optimizer, saved, self._write_model)
+        self.log.pause_clock()
+
+    def close(self) -> int:
+        """Finish what is being written; 128 + its number if a signal ended the run, else 0."""
+        self.writer.close()
+        self.log.end(self.state.step, self.stop.agreed)
+        return self.stop.leave()
+
+    def _is_due(self, interval: int) -> bool:
+        return self.state.step % interval == 0 or self.state.step == self.total_steps
+
+    def _evaluate(self):
+        """Held-out figures; what a signal interrupts is measured after a resume."""
+        figures, lines = self._measure()
+        if self.stop.agree():
+            return
+        self.log.held_out(self.state, figures.pop("val_loss"), **figures)
+        for line in lines:
+            self.log.say(f"    {line}")
