@@ -45,9 +45,8 @@ def preference_loss(policy, reference, lengths, args):
                        some losses have no reference
     lengths            [..., 2]: their tokens
     """
-    beta = args.beta
-    has_reference = args.loss not in WITHOUT_REFERENCE
-    log_ratios = policy - reference if has_reference else policy / lengths
+    beta, is_alone = args.beta, args.loss in WITHOUT_REFERENCE
+    log_ratios = policy / lengths if is_alone else policy - reference
     delta = log_ratios[..., 0] - log_ratios[..., 1]
     if args.loss == "sigmoid":  # DPO (Rafailov et al. 2023): -log σ(β Δ)
         loss = -F.logsigmoid(beta * delta)
@@ -116,8 +115,9 @@ def main():
     dataset = DPODataset(encoded, args.max_seq_len)
     val_dataset = DPODataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
     questions = data.questions(args, tokenizer)
+    asked = None if args.loss in WITHOUT_REFERENCE else model
     reference, val_reference = (
-        reference_log_probs(run, model, part) for part in (dataset, val_dataset or dataset)
+        reference_log_probs(run, asked, part) for part in (dataset, val_dataset or dataset)
     )
     lengths = dataset.answer_lengths.to(run.device)
     if run.resumed_from:  # from here on the model is the policy
@@ -155,9 +155,7 @@ def main():
     for epoch in run.epochs():
         for X, Y, loss_mask, document_ids, pairs in run.batches(epoch):
             # (11) set the learning rate
-            lr = learning_rate(
-                run.step, args.learning_rate, args.warmup_steps, run.total_steps, args.min_lr_ratio
-            )
+            lr = learning_rate(run.step, run.total_steps, args)  # --lr_schedule
             for group in optimizer.param_groups:
                 group["lr"] = lr
 

@@ -82,9 +82,7 @@ def main():
     for epoch in run.epochs():
         for X, Y, loss_mask, document_ids in run.batches(epoch):
             # (11) set the learning rate
-            lr = learning_rate(
-                run.step, args.learning_rate, args.warmup_steps, run.total_steps, args.min_lr_ratio
-            )
+            lr = learning_rate(run.step, run.total_steps, args)  # --lr_schedule
             for group in optimizer.param_groups:
                 group["lr"] = lr
 

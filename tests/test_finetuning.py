@@ -75,7 +75,10 @@ def flags(tmp_path, base):
 def train(monkeypatch, script, out_dir, *flags):
     argv = [f"train_{script}.py", "--out_dir", str(out_dir), *map(str, flags)]
     monkeypatch.setattr(sys, "argv", argv)
-    SCRIPTS[script].main()
+    try:
+        SCRIPTS[script].main()
+    except SystemExit as left:  # there was nothing to do
+        assert left.code == 0
 
 
 def metrics(out_dir):
@@ -253,7 +256,7 @@ def test_weights_of_files(monkeypatch, tmp_path, flags, capsys):
     for weights in ((1, 1), (1, 0), (2, 0.5)):
         name = f"run{weights}"
         train(monkeypatch, "full_sft", tmp_path / name, *argv, *args, "--data_weights", *weights)
-        rows[weights] = int(capsys.readouterr().out.split(" rows, ")[1].split(" in ")[-1])
+        rows[weights] = int(capsys.readouterr().out.split(" rows, ")[0].split(" in ")[-1])
     assert rows == {(1, 1): 48, (1, 0): 24, (2, 0.5): 60}
 
 

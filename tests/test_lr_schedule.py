@@ -2,12 +2,22 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import get_wsd_schedule
 
-from training.lr_schedule import learning_rate
+from training import lr_schedule
+
+
+def learning_rate(step, peak, warmup, total, min_ratio, schedule="cosine", decay_fraction=0.2):
+    """The schedule with the flags as numbers."""
+    args = SimpleNamespace(
+        learning_rate=peak, warmup_steps=warmup, min_lr_ratio=min_ratio, lr_schedule=schedule,
+        decay_fraction=decay_fraction,
+    )  # fmt: skip
+    return lr_schedule.learning_rate(step, total, args)
 
 
 def theirs(steps, peak, **numbers):

@@ -225,8 +225,8 @@ def add_training_flags(
     add("--learning_rate", in_range(0, 10), learning_rate, "peak, after the warmup")
     add("--min_lr_ratio", in_range(0, 1), 0.1, "last learning rate as a share of the peak")
     add("--warmup_steps", at_least(0), 20, "optimizer steps of linear rise")
-    add("--lr_schedule", list(SCHEDULES), "cosine", "wsd: warmup, stable, decay")
-    add("--decay_fraction", in_range(0, 1), 0.2, "wsd: share of all steps that decay")
+    add("--lr_schedule", SCHEDULES, SCHEDULES[0], "wsd: warmup, stable, decay")
+    add("--decay_fraction", in_range(0, 1), 0.2, "wsd: share of the steps that decay")
     text = "muon: Muon for the hidden matrices, AdamW for the rest"
     add("--optimizer", ["adamw", "muon"], "adamw", text)
     add("--weight_decay", in_range(0, 10), weight_decay, "on matrices, per unit of lr")

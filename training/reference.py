@@ -47,8 +47,10 @@ def reference_log_probs(run, model, dataset: DPODataset) -> Tensor:
     """`pair_log_probs` of the model that a Run begins with, kept in a file of --cache_dir.
 
     The file's name holds a hash of the model's weights, the precision and the data, so that it can
-    never serve other data or another reference.
+    never serve other data or another reference. model: None for a loss without one: zeros.
     """
+    if model is None:
+        return torch.zeros(len(dataset.encoded), 2, device=run.device)
     ranks, made_from = run.ranks, f"{run.base_sha256} {run.dtype}"
     key = hashlib.sha256(f"{made_from} {dataset.fingerprint}".encode()).hexdigest()[:32]
     file = Path(run.args.cache_dir) / f"reference-{key}.safetensors"
