@@ -33,7 +33,7 @@ class EncodedJudged:
     was judged. `oddities`, `warning` and `num_too_long` are those of all records that came, also in
     both parts after `split`.
 
-    labels   bool [records]: whether the answer is good
+    labels   bool [records]: whether the answer is desirable
     lengths  int64 [records]: tokens of each
     prompts  int64 [records]: … of which so many are the prompt's
     """
@@ -102,7 +102,7 @@ class KTODataset(Dataset):
 
     others             int64 [records]: whose answer stands behind the prompt the second time; it
                        is cut where the row would be too short for it
-    labels             bool [records] on the CPU: whether the answer is good
+    labels             bool [records] on the CPU: whether the answer is desirable
     pairs_per_row      P: a record is a pair of documents
     documents_per_row  no row has more, the filled up end counted
     """
@@ -172,16 +172,18 @@ class KTODataset(Dataset):
         encoded = self.encoded
         good, used = int(encoded.labels.sum()), self.num_tokens / (len(self) * self.max_seq_len)
         return (
-            f"{good:,} good and {len(encoded) - good:,} bad answers in {len(self):,} rows, "
-            f"{used:.1%} of the positions used; {encoded.num_too_long:,} left out as too long; "
-            f"{encoded.oddities}" + (f"\n{encoded.warning}" if encoded.warning else "")
+            f"{good:,} desirable and {len(encoded) - good:,} undesirable answers in "
+            f"{len(self):,} rows, {used:.1%} of the positions used; "
+            f"{encoded.num_too_long:,} left out as too long; {encoded.oddities}"
+            + (f"\n{encoded.warning}" if encoded.warning else "")
         )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything the rows are made from."""
         digest = hashlib.sha256(self.encoded.tokenizer_fingerprint.encode())
-        digest.update(f"{self.max_seq_len}".encode() + self.encoded.labels.tobytes())
+        digest.update(f"{self.max_seq_len}".encode())
+        digest.update(self.encoded.labels.tobytes() + self.others.tobytes())
         for ids, mask in map(self.encoded.sequence, range(len(self.encoded))):
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + mask.tobytes())
         return digest.hexdigest()
