@@ -1,4 +1,4 @@
-"""Tiny runs of all four training scripts in processes of their own, made to be killed."""
+"""Tiny runs of all training scripts in processes of their own, made to be killed."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ COMMON = ["--device", "cpu", "--dtype", "float32", "--no-compile", "--max_steps"
 
 def make_inputs(folder: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
     """Write small data files and a base model; return the flags of each script by its name."""
-    texts, chats, pairs = [], [], []
+    texts, chats, pairs, judged = [], [], [], []
     for i in range(40):
         texts.append({"text": f"Story {i}. " + "The cat sat on the mat. " * (i % 7 + 1)})
         turns = [
@@ -36,8 +36,10 @@ def make_inputs(folder: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
         chats.append({"conversations": turns * (i % 3 + 1)})
         other = {"role": "assistant", "content": f"No, {i}."}
         pairs.append({"chosen": turns, "rejected": [turns[0], other]})
+        judged.append({"messages": turns if i % 3 else [turns[0], other], "label": i % 3 > 0})
     files = {}
-    for name, records in (("texts", texts), ("chats", chats), ("pairs", pairs)):
+    by_name = {"texts": texts, "chats": chats, "pairs": pairs, "judged": judged}
+    for name, records in by_name.items():
         files[name] = str(folder / f"{name}.jsonl")
         Path(files[name]).write_text("".join(json.dumps(record) + "\n" for record in records))
     base = folder / "base"
@@ -58,6 +60,7 @@ def make_inputs(folder: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
         "full_sft": ["--data_path", files["chats"], *tuning],
         "lora": ["--data_path", files["chats"], "--lora_dropout", "0.1", *tuning],
         "dpo": ["--data_path", files["pairs"], *tuning],
+        "kto": ["--data_path", files["judged"], *tuning],
     }  # fmt: skip
 
 

@@ -184,6 +184,10 @@ def test_schema(records):
         _check_conversation(record["rejected"])
         assert record["chosen"][:-1] == record["rejected"][:-1]
         assert record["chosen"][-1] != record["rejected"][-1]
+    good, bad = records["kto.jsonl"][::2], records["kto.jsonl"][1::2]
+    for pair, *sides in zip(records["dpo.jsonl"], good, bad, strict=True):
+        assert [side["conversations"] for side in sides] == [pair["chosen"], pair["rejected"]]
+        assert [side["label"] for side in sides] == [True, False]
     for name in ("questions.jsonl", "lora_questions.jsonl"):
         for record in records[name]:
             assert set(record) == {"question", "answer", "skill", "lang"}
@@ -205,7 +209,7 @@ def test_schema(records):
 
 def test_held_out_questions_are_in_no_training_file(folder, records):
     """No held-out question occurs in any training file, not even inside a longer text."""
-    names = ("pretrain.jsonl", "sft.jsonl", "reasoning.jsonl", "lora.jsonl", "dpo.jsonl")
+    names = [name for name in FILES if name not in (*QUESTIONS, "story_prompts.jsonl")]
     training = "\n".join((folder / name).read_text("utf-8") for name in names)
     for name in QUESTIONS:
         for record in records[name]:

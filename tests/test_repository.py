@@ -11,6 +11,7 @@ import pytest
 import eval_model
 import train_dpo
 import train_full_sft
+import train_kto
 import train_lora
 import train_pretrain
 import train_tokenizer
@@ -33,6 +34,7 @@ PARSERS = {
     "train_full_sft.py": train_full_sft.parse_args,
     "train_lora.py": train_lora.parse_args,
     "train_dpo.py": train_dpo.parse_args,
+    "train_kto.py": train_kto.parse_args,
     "eval_model.py": eval_model.parse_args,
     "scripts/demo_table.py": demo_table.parse_args,
     "scripts/export_gguf.py": export_gguf.parse_args,
@@ -92,7 +94,13 @@ def test_documented_commands_parse(monkeypatch, command):
     PARSERS[words[at]]()
 
 
-TRAINING = ["train_pretrain.py", "train_full_sft.py", "train_lora.py", "train_dpo.py"]
+TRAINING = [
+    "train_pretrain.py",
+    "train_full_sft.py",
+    "train_lora.py",
+    "train_dpo.py",
+    "train_kto.py",
+]
 
 
 @pytest.mark.parametrize("script", TRAINING)

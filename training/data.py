@@ -14,6 +14,8 @@ from dataset.chat import choose_template
 from dataset.conversations import read_conversations
 from dataset.demo import write_demo
 from dataset.dpo import EncodedPairs
+from dataset.judged import read_judged
+from dataset.kto import EncodedJudged
 from dataset.packing import TokenStream, split_documents, whole_stream
 from dataset.pairs import read_pairs
 from dataset.records import Problems
@@ -87,6 +89,25 @@ def pairs(
     if args.val_data_path:
         read = read_pairs(args.val_data_path, args.on_bad_record, "--val_data_path", problems)
         parts = parts, EncodedPairs(read, tokenizer, args.max_seq_len)
+    else:
+        parts = parts.split(args.val_fraction)
+    _tell(problems, run)
+    return parts
+
+
+def judged(
+    args: argparse.Namespace, tokenizer: Tokenizer, run: Run
+) -> tuple[EncodedJudged, EncodedJudged]:
+    """The judged answers of --data_path, encoded; as `pairs`."""
+    paths = _paths(args, "kto.jsonl")
+    all_paths = [*paths, *(args.val_data_path or [])]
+    choose_template(tokenizer, read_judged(all_paths, args.on_bad_record))
+    problems = Problems()
+    read = read_judged(paths, args.on_bad_record, problems=problems)
+    parts = EncodedJudged(read, tokenizer, args.max_seq_len)
+    if args.val_data_path:
+        read = read_judged(args.val_data_path, args.on_bad_record, "--val_data_path", problems)
+        parts = parts, EncodedJudged(read, tokenizer, args.max_seq_len)
     else:
         parts = parts.split(args.val_fraction)
     _tell(problems, run)
