@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.best_fit import best_fit
 from dataset.chat import encode_conversation
 from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
-from dataset.packing import best_fit, held_out_items
+from dataset.packing import held_out_items
 from dataset.pairs import Pair
 from dataset.tokenizer import Tokenizer
 
@@ -102,7 +103,8 @@ class DPODataset(Dataset):
             )
         self.encoded, self.max_seq_len = encoded, max_seq_len
         lengths = np.array([len(ids) - 1 for ids, _ in encoded.sequences]).reshape(-1, 2).sum(1)
-        self.rows = best_fit(lengths, max_seq_len)
+        items, ends = best_fit(lengths, max_seq_len)
+        self.rows = np.split(items, ends[:-1])
         self.pairs_per_row = max(map(len, self.rows))
         self.documents_per_row = 2 * self.pairs_per_row + 1
         answers = [int(mask.sum()) for _, mask in encoded.sequences]

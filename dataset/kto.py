@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.best_fit import best_fit
 from dataset.dpo import _encode_answer as encode_answer
 from dataset.judged import Judged
 from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
-from dataset.packing import best_fit, held_out_items
+from dataset.packing import held_out_items
 from dataset.tokenizer import Tokenizer
 
 
@@ -119,7 +120,8 @@ class KTODataset(Dataset):
         lengths, prompts = encoded.lengths, encoded.prompts
         answers = (lengths - prompts)[self.others]
         positions = np.minimum(lengths - 1 + prompts + answers - 1, max_seq_len)
-        self.rows = best_fit(positions, max_seq_len)
+        items, ends = best_fit(positions, max_seq_len)
+        self.rows = np.split(items, ends[:-1])
         self.pairs_per_row = max(map(len, self.rows))
         self.documents_per_row = 2 * self.pairs_per_row + 1
         self.num_tokens = int(positions.sum())

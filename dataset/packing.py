@@ -7,7 +7,6 @@ A *stream* is documents joined, each ending with eos. Rows are cut from it where
 but every sixteenth begins with a document if one is near; each token is a target exactly once.
 """
 
-import bisect
 import hashlib
 import math
 from collections.abc import Sequence
@@ -275,27 +274,3 @@ class Rows:
             tokens = np.concatenate([tokens, padding])
             loss_mask[begin - start : end - start] = 1
         return tokens[:-1], tokens[1:], loss_mask
-
-
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Put items into bins of `capacity`, whole: best-fit decreasing (Johnson 1974).
-
-    The longest first, each into the fullest bin that still has room. Returns the items' indices per
-    bin; the same lengths always give the same bins. Items longer than the capacity are an error of
-    the caller's.
-    """
-    assert all(0 < length <= capacity for length in lengths)
-    bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        length = int(lengths[item])
-        at = bisect.bisect_left(room, (length, -1))
-        if at == len(room):
-            left, number = capacity, len(bins)
-            bins.append([])
-        else:
-            left, number = room.pop(at)
-        bins[number].append(item)
-        if left > length:
-            bisect.insort(room, (left - length, number))
-    return bins

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.best_fit import best_fit
 from dataset.chat import training_sequences
 from dataset.conversations import Conversation
 from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
-from dataset.packing import best_fit, held_out_items
+from dataset.packing import held_out_items
 from dataset.tokenizer import Tokenizer
 
 
@@ -170,8 +171,11 @@ class SFTDataset(Dataset):
         if len(items) == 0:
             raise ValueError("--data_weights: no conversation is left")
         lengths = encoded.lengths[items] - 1
-        bins = best_fit(lengths, max_seq_len) if packing else [[i] for i in range(len(items))]
-        self.rows = [items[row] for row in bins]
+        if packing:
+            bins, ends = best_fit(lengths, max_seq_len)
+        else:
+            bins, ends = np.arange(len(items)), np.arange(1, len(items) + 1)
+        self.rows = np.split(items[bins], ends[:-1])
         # targets per conversation: the first token of a conversation is nobody's target
         starts = np.concatenate(([0], encoded.ends[:-1]))
         supervised = np.add.reduceat(encoded.masks, starts, dtype=np.int64)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.best_fit import best_fit
 from dataset.chat import THINKING, encode_conversation, training_sequences
 from dataset.conversations import Conversation, read_conversations, to_conversation
-from dataset.packing import best_fit
 from dataset.records import DataError
 from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
 from model.config import LMConfig
@@ -85,7 +85,8 @@ def test_bad_conversations_name_file_and_line(tmp_path, case):
 @given(st.lists(st.integers(1, 50), max_size=60))
 def test_best_fit_keeps_items_whole(lengths):
     """Every item is in one bin, no bin overflows, and no two bins could be one."""
-    bins = best_fit(np.array(lengths, np.int64), 50)
+    items, ends = best_fit(np.array(lengths, np.int64), 50)
+    bins = [row.tolist() for row in np.split(items, ends[:-1]) if lengths]
     assert sorted(i for row in bins for i in row) == list(range(len(lengths)))
     sums = sorted(sum(lengths[i] for i in row) for row in bins)
     assert all(0 < total <= 50 for total in sums)
