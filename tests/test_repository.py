@@ -22,6 +22,7 @@ from benchmarks import (
     bench_generate,
     bench_kernels,
     bench_lookup,
+    bench_scripts,
     bench_time_to_loss,
     bench_train,
 )
@@ -47,6 +48,7 @@ PARSERS = {
     "benchmarks/bench_generate.py": bench_generate.parse_args,
     "benchmarks/bench_kernels.py": bench_kernels.parse_args,
     "benchmarks/bench_lookup.py": bench_lookup.parse_args,
+    "benchmarks/bench_scripts.py": bench_scripts.parse_args,
     "benchmarks/bench_time_to_loss.py": bench_time_to_loss.parse_args,
     "benchmarks/bench_train.py": bench_train.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
