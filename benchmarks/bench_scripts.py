@@ -1,8 +1,8 @@
 """Whether a change made the training step slower: scripts of two checkouts, run in turns.
 
-    git worktree add /tmp/before COMMIT
-    python benchmarks/bench_scripts.py --old /tmp/before
-    python benchmarks/bench_scripts.py --old /tmp/before --rounds 6 --flags --preset small
+    git worktree add ../before COMMIT
+    python benchmarks/bench_scripts.py --old ../before
+    python benchmarks/bench_scripts.py --old ../before --rounds 6 --flags --dropout 0.1
 
 train_pretrain.py and train_full_sft.py of both checkouts train the demo's model on the demo's data,
 as often as --rounds says in the order old, new, new, old. Seconds per step are those of
@@ -43,7 +43,9 @@ def parse_args():
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("--old", type=Path, required=True, help="folder of the other checkout")
+    add(
+        "--old", type=Path, default=Path("../before"), help="the other checkout (default ../before)"
+    )
     add("--scripts", nargs="+", choices=FLAGS, default=list(FLAGS), help="default: both")
     add("--rounds", type=int, default=3, help="of old, new, new, old (default 3)")
     add("--steps", type=int, default=40, help="optimizer steps of a run (default 40)")
