@@ -32,6 +32,7 @@ ARRAYS = {
     "lines": "<u4",  # [R] line of each record in its file
     "hashes": "<u8",  # [R] of each record's content: equal ones are equal
     "labels": "<u1",  # [R] of judged answers: 1 if desirable
+    "control_strings": "<i8",  # [any number] sums up to the records whose text holds some
 }
 
 
@@ -46,13 +47,11 @@ class EncodedFile:
     arrays  those of ARRAYS, by name
     path    of the data, for messages
     key     of the cache folder it is mapped from; "" for what is in memory
-    num_with_control_strings  records whose text holds some
     """
 
     arrays: Mapping[str, np.ndarray]
     path: str
     key: str
-    num_with_control_strings: int
 
     @property
     def num_sequences(self) -> int:
@@ -163,10 +162,11 @@ class Encoded:
 
     def oddities(self) -> str:
         """What is legal in the data but seldom meant, in words."""
-        hashes = np.concatenate([file.arrays["hashes"] for file in self.files])
-        return described(
-            count_repeats(hashes), sum(file.num_with_control_strings for file in self.files)
+        hashes, odd = (
+            np.concatenate([file.arrays[name] for file in self.files])
+            for name in ("hashes", "control_strings")
         )
+        return described(count_repeats(hashes), int(odd.sum()))
 
 
 class Part(NamedTuple):

@@ -1,8 +1,8 @@
 """Encode conversations, pairs or judged answers once; afterwards map them from a cache.
 
-One cache folder (dataset/cache_folder.py) holds the records of one file, in the arrays of
-dataset/encoded.py. It is made from the file's content, the tokenizer with its chat template and
-`on_bad_record`; not from the length of rows, for sequences are kept whole.
+One cache folder (dataset/cache_folder.py) holds the good records of one file, in the arrays of
+dataset/encoded.py, and what is to be said of the others. It is made from the file's content and the
+tokenizer with its chat template; not from the length of rows, for sequences are kept whole.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from dataset import conversations, judged, pairs
 from dataset.cache_folder import (
     MappedArrays,
     check_shapes,
     checksums,
-    key_of,
     open_or_make,
     write_arrays,
 )
-from dataset import conversations, judged, pairs
 from dataset.chat import NO_THINKING, THINKING
 from dataset.content_hash import content_hash
 from dataset.encoded import ARRAYS, Encoded, EncodedFile
@@ -35,25 +34,21 @@ from dataset.encoding import (
     PairJob,
     ReasoningFound,
 )
-from dataset.readers import check_path, files_of, format_of
+from dataset.readers import Tally, check_path, files_of, format_of
 from dataset.record_chunks import work_through
 from dataset.records import Problems
-from dataset.token_cache import check_ids
+from dataset.token_cache import check_ids, dtype_of
 from dataset.tokenizer import Tokenizer
 
+FORMAT_VERSION = 1  # part of the key: raise it whenever the same data would give other files
 # what encodes the records of a kind, and the fields that it looks at
 JOBS = {
     "conversations": (ConversationJob, conversations.FIELDS),
     "pairs": (PairJob, pairs.FIELDS),
     "judged": (JudgedJob, judged.FIELDS),
 }
-FORMAT_VERSION = 1  # part of the key: raise it whenever the same data would give other files
 
 Result = TypeVar("Result")
-
-
-class _BadRecords(Exception):
-    """A file has some; they are known, and no cache is made."""
 
 
 def with_template(tokenizer: Tokenizer, encode: Callable[[], Result]) -> Result:
@@ -82,12 +77,11 @@ def encoded_records(
     flag: str = "--data_path",
     show_progress: bool | None = None,
 ) -> Encoded:
-    """The records of some files, encoded now or found in the cache.
+    """The good records of some files, encoded now or found in the cache.
 
     kind           "conversations", "pairs" or "judged"
-    problems       gets what is worth telling about all of them; with on_bad_record="stop" bad
-                   records are counted there, too, and the caller raises (`raise_if_any`): their
-                   files are not among the encoded ones
+    problems       gets what is worth telling about all of them. With on_bad_record="stop" the
+                   caller raises when all files are read (`problems.raise_if_any`)
     show_progress  True or False, or None for a bar when stderr is a terminal
 
     A cache that is damaged is reported on stderr and made anew. Several processes may call this at
@@ -97,120 +91,102 @@ def encoded_records(
     """
     problems = Problems() if problems is None else problems
     show_progress = sys.stderr.isatty() if show_progress is None else show_progress
-    paths, files = [check_path(path, flag) for path in paths], []
-    for path in paths:
-        cache = _FileCache(kind, path, tokenizer, Path(cache_dir), on_bad_record, flag)
-        try:
-            files.append(cache.open_or_make(problems, show_progress))
-        except _BadRecords:
-            pass
+    files = []
+    for path in [check_path(path, flag) for path in paths]:
+        folder, meta = _cached(kind, path, tokenizer, Path(cache_dir), flag, show_progress)
+        if meta["stopped_at_reasoning"]:
+            raise ReasoningFound(f"{path} has answers with their reasoning")
+        found = Problems.from_json(str(path), meta["problems"])
+        file = EncodedFile(MappedArrays(folder, meta["shapes"]), str(path), folder.name)
+        files.append(file)
+        tally = Tally(file.num_records + found.count, file.num_records)
+        tally.check(path, found.count, on_bad_record, flag)
+        problems.merge(found)
     return Encoded(files, tokenizer.eos_id, tokenizer.fingerprint)
 
 
-class _FileCache:
-    """The cache of one file."""
+def _cached(
+    kind: str, path: Path, tokenizer: Tokenizer, cache_dir: Path, flag: str, show_progress: bool
+) -> tuple[Path, dict]:
+    """(folder, its meta.json) of the cache of one file."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        data_sha256 = content_hash(path, cache_dir)
+    except OSError as error:
+        raise ValueError(f"cannot use the cache {cache_dir} for {path}: {error}") from None
+    made_from = {
+        "records": kind,
+        "format_version": FORMAT_VERSION,
+        "data_sha256": data_sha256,
+        "data_format": format_of(path),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "special_tokens": tokenizer.special_tokens,
+        "chat_template": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+    }
 
-    def __init__(self, kind, path, tokenizer, cache_dir, on_bad_record, flag):
-        self.kind, self.path, self.tokenizer = kind, path, tokenizer
-        self.cache_dir, self.on_bad_record, self.flag = cache_dir, on_bad_record, flag
+    def make(folder: Path) -> dict:
+        facts = _encode(kind, path, tokenizer, folder, flag, show_progress)
+        if content_hash(path, cache_dir) != data_sha256:
+            raise ValueError(f"{flag}: {path} was changed while it was read; start again")
+        return facts
+
+    return open_or_make(cache_dir, made_from, make, _check, f"cache of {kind}")
+
+
+def _encode(
+    kind: str, path: Path, tokenizer: Tokenizer, folder: Path, flag: str, show_progress: bool
+) -> dict:
+    """Write the arrays of a file; what meta.json says of them."""
+    problems, reasoning = Problems(), False
+    bar = tqdm(
+        total=sum(file.stat().st_size for file in files_of(path)),
+        desc=f"encoding {path.name}",
+        unit="B",
+        unit_scale=True,
+        disable=not show_progress,
+    )
+    job, wanted = JOBS[kind]
+    with bar:
+        chunks = work_through(path, job(tokenizer), problems, bar.update, flag, wanted)
+        nothing = _nothing(tokenizer)
         try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            data_sha256 = content_hash(path, cache_dir)
-        except OSError as error:
-            raise ValueError(f"cannot use the cache {cache_dir} for {path}: {error}") from None
-        self.made_from = {
-            "records": kind,
-            "format_version": FORMAT_VERSION,
-            "data_sha256": data_sha256,
-            "data_format": format_of(path),
-            "on_bad_record": on_bad_record,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "special_tokens": tokenizer.special_tokens,
-            "chat_template": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
-        }
-
-    def open_or_make(self, problems: Problems, show_progress: bool) -> EncodedFile:
-        found = Problems()
-
-        def make(folder: Path) -> dict:
-            return self._encode(folder, found, show_progress)
-
-        try:
-            folder, meta = open_or_make(
-                self.cache_dir, self.made_from, make, _check, f"cache of {self.kind}"
-            )
-        except _BadRecords:
-            problems.merge(found)
-            raise
-        if meta["stopped_at_reasoning"]:
-            raise ReasoningFound(f"{self.path} has answers with their reasoning")
-        path = str(self.path)
-        problems.merge(Problems.from_json(path, meta["problems"]))
-        return EncodedFile(
-            MappedArrays(folder, meta["shapes"]),
-            path,
-            key_of(self.made_from),
-            meta["num_with_control_strings"],
-        )
-
-    def _encode(self, folder: Path, problems: Problems, show_progress: bool) -> dict:
-        """Write the arrays of the file; what meta.json says of them."""
-        counts = {"num_with_control_strings": 0, "stopped_at_reasoning": False}
-        bar = tqdm(
-            total=sum(file.stat().st_size for file in files_of(self.path)),
-            desc=f"encoding {self.path.name}",
-            unit="B",
-            unit_scale=True,
-            disable=not show_progress,
-        )
-        with bar:
-            try:
-                shapes = write_arrays(folder, self._pieces(problems, bar.update, counts))
-            except ReasoningFound:  # known from now on without reading so far
-                counts["stopped_at_reasoning"] = True
-                shapes = write_arrays(folder, [_nothing(self.tokenizer)])
-        if problems.count and self.on_bad_record == "stop":
-            raise _BadRecords
-        if content_hash(self.path, self.cache_dir) != self.made_from["data_sha256"]:
-            raise ValueError(f"{self.flag}: {self.path} was changed while it was read; start again")
-        about = problems.to_json(str(self.path))
-        return counts | {"problems": about, "shapes": shapes, "files": checksums(folder)}
-
-    def _pieces(self, problems: Problems, progress, counts: dict) -> Iterator[dict]:
-        """The arrays, chunk by chunk."""
-        job, wanted = JOBS[self.kind]
-        chunks = work_through(
-            self.path, job(self.tokenizer), problems, progress, self.flag, wanted,
-            on_bad_record=self.on_bad_record,
-        )  # fmt: skip
-        num_tokens = num_sequences = 0
-        yield _nothing(self.tokenizer)
-        for chunk in chunks:
-            if problems.count and self.on_bad_record == "stop":
-                continue  # nothing will be kept: the rest is read only to count the others
-            yield _arrays(chunk, num_tokens, num_sequences)
-            num_tokens += len(chunk.ids)
-            num_sequences += len(chunk.lengths)
-            counts["num_with_control_strings"] += chunk.num_with_control_strings
-
-
-def _arrays(chunk: EncodedChunk, num_tokens: int, num_sequences: int) -> dict[str, np.ndarray]:
-    """The arrays of a chunk that comes behind so many tokens and sequences."""
+            shapes = write_arrays(folder, _pieces(chunks, nothing))
+        except ReasoningFound:  # from now on that is known without reading so far
+            reasoning, shapes = True, write_arrays(folder, [nothing])
     return {
-        "ids": chunk.ids,
-        "masks": chunk.masks,
-        "ends": num_tokens + np.cumsum(chunk.lengths, dtype=np.int64),
-        "record_ends": num_sequences + np.cumsum(chunk.counts, dtype=np.int64),
-        "lines": chunk.lines,
-        "hashes": chunk.hashes,
-        "labels": chunk.labels,
+        "stopped_at_reasoning": reasoning,
+        "problems": problems.to_json(str(path)),
+        "shapes": shapes,
+        "files": checksums(folder),
     }
 
 
 def _nothing(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    ids = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
+    """The arrays of no record."""
+    ids = dtype_of(tokenizer.vocab_size)
     return {name: np.zeros(0, dtype or ids) for name, dtype in ARRAYS.items()}
+
+
+def _pieces(
+    chunks: Iterator[EncodedChunk], nothing: dict[str, np.ndarray]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays, chunk by chunk."""
+    yield nothing
+    num_tokens = num_sequences = 0
+    for chunk in chunks:
+        yield {
+            "ids": chunk.ids,
+            "masks": chunk.masks,
+            "ends": num_tokens + np.cumsum(chunk.lengths, dtype=np.int64),
+            "record_ends": num_sequences + np.cumsum(chunk.counts, dtype=np.int64),
+            "lines": chunk.lines,
+            "hashes": chunk.hashes,
+            "labels": chunk.labels,
+            "control_strings": np.array([chunk.num_with_control_strings]),
+        }
+        num_tokens += len(chunk.ids)
+        num_sequences += len(chunk.lengths)
 
 
 def _check(folder: Path, meta: dict) -> None:
@@ -218,8 +194,8 @@ def _check(folder: Path, meta: dict) -> None:
     check_shapes(folder, meta, ARRAYS)
     arrays = MappedArrays(folder, meta["shapes"])
     counts = {name: meta["shapes"][name][1] for name in ARRAYS}
-    for name, of in (("masks", "ids"), ("lines", "record_ends"), ("hashes", "record_ends"),
-                     ("labels", "record_ends")):  # fmt: skip
+    same = {"masks": "ids", "lines": "record_ends", "hashes": "record_ends"}
+    for name, of in (same | {"labels": "record_ends"}).items():
         if counts[name] != counts[of]:
             raise ValueError(f"{name}.bin: expected {counts[of]} items, got {counts[name]}")
     for name, of in (("ends", "ids"), ("record_ends", "ends")):
