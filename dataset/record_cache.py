@@ -122,7 +122,7 @@ def _cached(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
         "special_tokens": tokenizer.special_tokens,
-        "chat_template": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+        "chat_template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
     }
 
     def make(folder: Path) -> dict:

@@ -66,6 +66,11 @@ class SFTDataset(Dataset):
     def __len__(self) -> int:
         return len(self._arrays["row_ends"])
 
+    @property
+    def items(self) -> dict[str, np.ndarray]:
+        """What the rows are filled with, row after row: "sequence" and "record", int64 [items]."""
+        return {"sequence": self._arrays["sequences"], "record": self._arrays["records"]}
+
     def sequences(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """(ids, mask) of the sequences in a row, as long as they are kept."""
         place = items_of(self._arrays, row)
