@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.chat import training_sequences
+from dataset.chat import cut, training_sequences
+from dataset.chat_turns import MAY_END, TRAINED
 from dataset.conversations import Conversation
 from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
@@ -55,19 +56,18 @@ class EncodedConversations:
         for number, conversation in enumerate(conversations):
             self.oddities.add(conversation.as_text())
             try:
-                encoded = training_sequences(
-                    tokenizer, conversation.messages, conversation.tools, max_seq_len + 1
-                )
+                whole = training_sequences(tokenizer, conversation.messages, conversation.tools)
             except ValueError as error:  # the template cannot say it
                 raise ValueError(f"{conversation.path}:{conversation.line}: {error}") from None
-            self.needed.append(encoded.longest - 1)
-            self.kept.append(max((len(ids) - 1 for ids, _ in encoded.sequences), default=0))
-            if encoded.num_left_out:
-                self.num_cut += bool(encoded.sequences)
-                self.num_too_long += not encoded.sequences
-            for sequence in encoded.sequences:
+            sequences = [s for s in (cut(s, max_seq_len + 1) for s in whole) if s]
+            self.needed.append(max(len(s.ids) for s in whole) - 1)
+            self.kept.append(max((len(s.ids) - 1 for s in sequences), default=0))
+            if _num_answers(sequences) < _num_answers(whole):
+                self.num_cut += bool(sequences)
+                self.num_too_long += not sequences
+            for sequence in sequences:
                 ids.append(np.array(sequence.ids, np.int32))
-                masks.append(np.array(sequence.mask, np.uint8))
+                masks.append(np.array(sequence.mask, np.uint8) & TRAINED)
                 self.sources.append((conversation.path, conversation.line))
                 conversation_of.append(number)
         self.conversation_of = np.array(conversation_of, np.int64)  # of every sequence
@@ -120,6 +120,10 @@ class EncodedConversations:
         for part in (self.ends, self.ids, self.masks):
             digest.update(part.tobytes())
         return digest.hexdigest()
+
+
+def _num_answers(sequences: list) -> int:
+    return sum(bool(m & MAY_END) for s in sequences for m in s.mask)
 
 
 def repeats_by_weight(encoded: EncodedConversations, weights: dict[str, float]) -> np.ndarray:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.chat import THINKING, encode_conversation, training_sequences
+from dataset.chat_turns import TRAINED
 from dataset.conversations import Conversation, read_conversations, to_conversation
 from dataset.packing import best_fit
 from dataset.records import DataError
@@ -135,7 +136,11 @@ def test_sequences_of_a_conversation_stay_together(tiny_tokenizer):
     thinking.chat_template = THINKING
     made = conversations(tiny_tokenizer)
     encoded = EncodedConversations(made, thinking, 160)
-    expected = [s for c in made for s in training_sequences(thinking, c.messages).sequences]
+    expected = [
+        (ids, [m & TRAINED for m in mask])
+        for c in made
+        for ids, mask in training_sequences(thinking, c.messages)
+    ]
     assert len(encoded) == len(expected) > encoded.num_conversations == len(made)
     for i, (ids, mask) in enumerate(expected):
         assert encoded[i][0].tolist() == ids and encoded[i][1].tolist() == mask
