@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.best_fit import best_fit
-from dataset.encoded import ALL, TRAINED, Encoded, NothingFits, Part
+from dataset.chat_turns import TRAINED
+from dataset.encoded import ALL, Encoded, NothingFits, Part
 from dataset.left_out import left_out_warning
 from dataset.sft import cached_rows, items_of
 

@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset.chat_turns import MAY_END, TRAINED
 from dataset.oddities import count_repeats, described
 from dataset.packing import held_out_items
 
-TRAINED, CUT = 1, 2  # bits of a mask: trained on; an answer ends here, cutting is allowed behind it
 HELD_OUT = "held out"
 TOGETHER = 1 << 22  # tokens looked at in one go: bounds memory, not results
 
 # Name -> dtype of the arrays of a file; ids are uint16, or uint32 for large vocabularies.
 ARRAYS = {
     "ids": None,  # [N]
-    "masks": "<u1",  # [N] TRAINED, CUT
+    "masks": "<u1",  # [N] TRAINED, MAY_END
     "ends": "<i8",  # [S] where each sequence ends in ids
     "record_ends": "<i8",  # [R] where each record ends among the sequences
     "lines": "<u4",  # [R] line of each record in its file
@@ -85,7 +85,7 @@ class Encoded:
         return int(self.first_records[-1])
 
     def sequence(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, mask) of a whole sequence: the mask uint8, with the bits TRAINED and CUT."""
+        """(ids, mask) of a whole sequence: the mask uint8, with the bits TRAINED and MAY_END."""
         number = int(np.searchsorted(self.first_sequences, i, side="right")) - 1
         arrays, i = self.files[number].arrays, i - int(self.first_sequences[number])
         start, end = int(arrays["ends"][i - 1]) if i else 0, int(arrays["ends"][i])
@@ -117,7 +117,7 @@ class Encoded:
         """
         kept = self.lengths()
         for i in np.flatnonzero(kept > limit).tolist():
-            cuts = np.flatnonzero(self.sequence(i)[1][:limit] & CUT)
+            cuts = np.flatnonzero(self.sequence(i)[1][:limit] & MAY_END)
             kept[i] = cuts[-1] + 1 if len(cuts) else 0
         return kept
 

@@ -1,9 +1,9 @@
 """Work on the records of one data file in several processes; the results come in the file's order.
 
-What the result is does not depend on the number of processes: the file is cut into the same
-chunks, and what is worth telling about its records is the same, word for word, as when one process
-reads them one after the other (dataset/readers.py). Of a jsonl file the parent cuts only the bytes
-at line ends; parsing is the workers' work. Of any other format it reads the records and sends them.
+The results do not depend on the number of processes: the file is cut into the same chunks, and what
+is worth telling about its records is the same, word for word, as when one process reads them one
+after the other (dataset/readers.py). Of a jsonl file the parent cuts only the bytes at line ends;
+parsing is the workers' work. Of any other format it reads the records and sends them.
 """
 
 from __future__ import annotations

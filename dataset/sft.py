@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from dataset.best_fit import best_fit
 from dataset.cache_folder import cached_arrays
-from dataset.encoded import ALL, TRAINED, Encoded, NothingFits, Part
+from dataset.chat_turns import TRAINED
+from dataset.encoded import ALL, Encoded, NothingFits, Part
 from dataset.left_out import left_out_warning
 
 FORMAT_VERSION = 1  # of cached rows: raise it whenever the same data would give others

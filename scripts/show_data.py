@@ -18,9 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset.chat_turns import MAY_END, TRAINED
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset
-from dataset.encoded import CUT, TRAINED, Encoded, NothingFits
+from dataset.encoded import Encoded, NothingFits
 from dataset.record_cache import encoded_records, with_template
 from dataset.records import Problems
 from dataset.sft import SFTDataset
@@ -94,7 +95,7 @@ def show_conversations(encoded: Encoded, tokenizer: Tokenizer, args, color: bool
         first, end = (int(ends[record - 1]) if record else 0), int(ends[record])
         for i in range(first, end):
             ids, mask = encoded.sequence(i)
-            cuts = np.flatnonzero(mask[: args.max_seq_len + 1] & CUT)
+            cuts = np.flatnonzero(mask[: args.max_seq_len + 1] & MAY_END)
             kept = len(ids) if len(ids) <= args.max_seq_len + 1 else cuts.max(initial=-1) + 1
             mask = mask & TRAINED
             facts = f"{len(ids)} tokens, {mask.sum()} trained on"

@@ -6,6 +6,7 @@ Qwen3's and the others' templates come with trl, which keeps them as the models'
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import transformers
@@ -14,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import chat
-from dataset.chat import encode_conversation, parse_answer, said_aloud, training_sequences
+from dataset.chat import cut, encode_conversation, parse_answer, said_aloud
+from dataset.chat import training_sequences as whole_sequences
+from dataset.chat_turns import MAY_END, TRAINED
 from dataset.conversations import Conversation, to_conversation
 from dataset.messages import normal_content
 from dataset.tokenizer import load_tokenizer
@@ -37,6 +40,25 @@ def both(tmp_path_factory):
     config["bos_token"] = "<|reserved_0|>"  # some of the templates begin with it
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+class Trained(NamedTuple):
+    """What is trained of a conversation where at most `limit` tokens fit."""
+
+    sequences: list[chat.Sequence]  # their masks without the marks of where they may be cut
+    num_left_out: int  # answers that do not fit
+    longest: int  # tokens of the longest sequence, without a limit
+
+
+def training_sequences(tokenizer, messages, tools=None, limit=None) -> Trained:
+    whole = whole_sequences(tokenizer, messages, tools)
+    kept = whole if limit is None else [s for s in (cut(s, limit) for s in whole) if s]
+    num_answers = [sum(bool(m & MAY_END) for s in part for m in s.mask) for part in (whole, kept)]
+    return Trained(
+        [chat.Sequence(ids, [m & TRAINED for m in mask]) for ids, mask in kept],
+        num_answers[0] - num_answers[1],
+        max((len(s.ids) for s in whole), default=0),
+    )
 
 
 def rendered(tokenizer, template, messages, tools=None, **options) -> list[int]:

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from dataset import cache_folder, content_hash, record_cache, sft
 from dataset.chat import NO_THINKING, THINKING, encode_conversation
+from dataset.chat_turns import MAY_END, TRAINED
 from dataset.dpo import DPODataset
-from dataset.encoded import ALL, CUT, HELD_OUT, TRAINED, Part
+from dataset.encoded import ALL, HELD_OUT, Part
 from dataset.kto import KTODataset
 from dataset.packing import held_out_items
 from dataset.record_cache import encoded_records, with_template
@@ -96,7 +97,7 @@ def test_every_row_length_cuts_what_is_cached_at_an_answer(tmp_path, tokenizer, 
     for i, kept in enumerate(expected):
         ids, mask = (part[: cut_lengths[i]].tolist() for part in encoded.sequence(i))
         assert (ids, [bit & TRAINED for bit in mask]) == (kept or ([], []))
-        assert not mask or mask[-1] & CUT
+        assert not mask or mask[-1] & MAY_END
     if any(expected):
         dataset = SFTDataset(encoded, limit)
         got = [(ids.tolist(), mask.tolist()) for ids, mask in dataset.first_sequences(1000)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dataset.best_fit import best_fit
 from dataset.chat import THINKING, encode_conversation, training_sequences
+from dataset.chat_turns import TRAINED
 from dataset.conversations import Conversation, read_conversations, to_conversation
 from dataset.encoded import HELD_OUT, Part
 from dataset.records import DataError
@@ -138,11 +139,15 @@ def test_sequences_of_a_conversation_stay_together(tiny_tokenizer):
     thinking.chat_template = THINKING
     made = conversations(tiny_tokenizer)
     encoded = encode("conversations", made, thinking)
-    expected = [s for c in made for s in training_sequences(thinking, c.messages).sequences]
+    expected = [
+        (ids, [m & TRAINED for m in mask])
+        for c in made
+        for ids, mask in training_sequences(thinking, c.messages)
+    ]
     assert encoded.num_sequences == len(expected) > encoded.num_records == len(made)
     for i, (ids, mask) in enumerate(expected):
-        assert encoded.sequence(i)[0].tolist() == list(ids)
-        assert (encoded.sequence(i)[1] & 1).tolist() == [bit & 1 for bit in mask]
+        assert encoded.sequence(i)[0].tolist() == ids
+        assert (encoded.sequence(i)[1] & TRAINED).tolist() == mask
     answers = sum(m["role"] == "assistant" for c in made for m in c.messages)
     assert len(expected) == answers  # there are no thoughts: every answer has its own sequence
     dataset = SFTDataset(encoded, 160)
