@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
+from itertools import takewhile
 
+from dataset.chat_turns import MAY_END
 from dataset.tokenizer import Tokenizer
 from model.json_file import shown
 
@@ -29,22 +31,27 @@ def encode(
     """(ids, mask) of a whole conversation, as chat.encode_conversation; ValueError as `answers`."""
     render = _Renderer(tokenizer, messages, tools)
     if messages and messages[-1]["role"] == "assistant" and not add_generation_prompt:
-        ids, mask, _ = _sequences(render, messages, 1 << 62)[0][-1]
+        ids, mask, *_ = _sequences(render, messages)[-1]
         return ids, mask
     ids = render.ids(render(len(messages), add_generation_prompt, enable_thinking))
     return ids, [0] * len(ids)
 
 
 def answers(
-    tokenizer: Tokenizer, messages: list[dict], tools: list | None, limit: int
-) -> tuple[list[tuple[list[int], list[int]]], int, int]:
-    """([(ids, mask)], answers left out, longest): as chat.training_sequences, for any template.
+    tokenizer: Tokenizer, messages: list[dict], tools: list | None
+) -> list[tuple[list[int], list[int]]]:
+    """[(ids, mask)] as chat.training_sequences, for any template.
 
     Raises ValueError where a template cannot say what a message holds, or shows an answer behind
     other ids than those of its own generation prompt.
     """
-    made, left_out, longest = _sequences(_Renderer(tokenizer, messages, tools), messages, limit)
-    return [(ids, mask) for ids, mask, _ in made if any(mask)], left_out, longest
+    made = []
+    for ids, mask, _, ends in _sequences(_Renderer(tokenizer, messages, tools), messages):
+        if ends:
+            for end in ends:
+                mask[end - 1] |= MAY_END
+            made.append((ids[: ends[-1]], mask[: ends[-1]]))
+    return made
 
 
 @lru_cache
@@ -64,35 +71,29 @@ def _check_generation_prompt(tokenizer: Tokenizer, template: str) -> None:
         )
 
 
-def _sequences(render: _Renderer, messages: list[dict], limit: int):
-    """([[ids, mask, end of its last answer]], answers left out, longest).
+def _sequences(render: _Renderer, messages: list[dict]) -> list[tuple]:
+    """[(ids, mask, end of its last answer, where it may be cut)].
 
-    Every answer stands where it is generated; those whose sequences begin alike share one.
+    Every answer stands where it is generated; those whose sequences begin alike share one. What is
+    behind an answer's last control token may look otherwise when a later turn follows.
     """
     _check_generation_prompt(render.tokenizer, render.tokenizer.chat_template)
-    made: list[tuple[list[int], list[int], int]] = []
-    left_out = longest = 0
+    made: list[tuple[list[int], list[int], int, list[int]]] = []
     for k, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         weight = int(message.get("weight", 1))
         ids, begin, end = _answer(render, k)
-        longest = max(longest, len(ids) * weight)
-        if len(ids) > limit:
-            left_out += weight
-            if begin > limit:  # nothing that comes later can fit
-                later = [m for m in messages[k + 1 :] if m["role"] == "assistant"]
-                if more := sum(m.get("weight", 1) for m in later):
-                    left_out += more
-                    longest = max(longest, len(render.ids(render(len(messages)))))
-                break
-            continue
         mask = [weight * (begin <= i < end) for i in range(len(ids))]
+        ends = [len(ids)] * weight
         if made and ids[: made[-1][2]] == made[-1][0][: made[-1][2]]:  # it goes on from the last
-            _, before, last_end = made.pop()
-            mask[:last_end] = before[:last_end]
-        made.append((ids, mask, end))
-    return made, left_out, longest
+            before, before_mask, last_end, before_ends = made.pop()
+            mask[:last_end] = before_mask[:last_end]
+            both = zip(ids[last_end:begin], before[last_end:])
+            common = last_end + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+            ends = [min(place, common) for place in before_ends] + ends
+        made.append((ids, mask, end, ends))
+    return made
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int:

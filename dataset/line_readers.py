@@ -51,10 +51,15 @@ decode_json = json.JSONDecoder(object_pairs_hook=_object).decode
 _decode_marked = json.JSONDecoder(object_pairs_hook=_marked_object).decode
 
 
-def read_jsonl(path: Path, stream: io.BufferedReader, problems: Problems) -> Iterator[Record]:
-    """One JSON object on every line; blank lines are passed over."""
+def read_jsonl(
+    path: Path, stream: io.BufferedIOBase, problems: Problems, first_line: int = 1
+) -> Iterator[Record]:
+    """One JSON object on every line; blank lines are passed over.
+
+    first_line  the number of the line that the stream stands at
+    """
     name = str(path)
-    number = 0
+    number = first_line - 1
     while line := stream.readline(LONGEST_RECORD + 1):
         number += 1
         if len(line) > LONGEST_RECORD:
@@ -83,6 +88,32 @@ def read_jsonl(path: Path, stream: io.BufferedReader, problems: Problems) -> Ite
             suspicious = b"\\ud" in line or b"\\uD" in line
             if _is_good_object(fields, suspicious, name, number, problems):
                 yield Record(fields, name, number)
+
+
+def cut_at_lines(stream: io.BufferedReader, size: int) -> Iterator[tuple[bytes, int]]:
+    """(lines, the number of the first one): a stream of lines in parts of about `size` bytes.
+
+    What is joined again is the stream, but for the rest of lines longer than LONGEST_RECORD: of
+    them there is as much as `read_jsonl` needs to see that they are.
+    """
+    parts: list[bytes] = []  # of the part that is growing; it has no line end but the last one's
+    length, number = 0, 1
+    while block := stream.read(size):
+        end = block.rfind(b"\n") + 1
+        parts.append(block[:end] if end else block)
+        length += len(block)
+        if end:
+            lines = b"".join(parts)
+            parts, length = [block[end:]], len(block) - end
+            yield lines, number
+            number += lines.count(b"\n")
+        elif length > LONGEST_RECORD:
+            yield b"".join(parts)[: LONGEST_RECORD + 1], number
+            parts, length, number = [], 0, number + 1
+            while (more := stream.readline(size)) and not more.endswith(b"\n"):
+                pass
+    if length:
+        yield b"".join(parts), number
 
 
 def holds_json_lines(stream: io.BufferedReader) -> bool:

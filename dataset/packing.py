@@ -9,7 +9,7 @@ but every sixteenth begins with a document if one is near; each token is a targe
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -195,17 +195,19 @@ def _held_out_limit(files: Sequence[TokenFile], val_fraction: float) -> np.uint6
     return distinct[last]
 
 
-def held_out_items(contents: Sequence[bytes], val_fraction: float) -> np.ndarray:
+def held_out_items(contents: Iterable[bytes], val_fraction: float) -> np.ndarray:
     """bool [items]: those with the smallest hashes of their content, up to the fraction of them.
 
     Equal contents fall on one side; with a fraction above 0 at least one item is held out. Raises
     ValueError if nothing would be left to train on.
     """
-    hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+    digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+    hashes = np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64)
     count = math.ceil(val_fraction * len(hashes))
-    limit = sorted(hashes)[count - 1] if count else b""
-    held_out = np.array([h <= limit for h in hashes], bool)
-    if len(held_out) and held_out.all():
+    if count == 0:
+        return np.zeros(len(hashes), bool)
+    held_out = hashes <= np.partition(hashes, count - 1)[count - 1]
+    if held_out.all():
         raise ValueError(
             f"--val_fraction {val_fraction}: nothing would be left to train on; "
             "pass --val_fraction 0, or --val_data_path with a file of its own"

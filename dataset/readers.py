@@ -14,6 +14,7 @@ import io
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.line_readers import holds_json_lines, read_json_list, read_jsonl, read_txt
@@ -83,12 +84,13 @@ def read_texts(
     problems = Problems() if problems is None else problems
     # The call stays outside the generator so that a wrong path is reported before anything is read.
     records = read_records(paths, on_bad_record, problems, progress, flag, (text_field,))
-    return _texts_of(records, problems, text_field)
+    return texts_of(records, problems, text_field)
 
 
-def _texts_of(
-    records: Iterator[Record], problems: Problems, text_field: str
+def texts_of(
+    records: Iterable[Record], problems: Problems, text_field: str
 ) -> Iterator[tuple[str, Record]]:
+    """(text, record) of the records that hold a text; the others are problems."""
     name, path = text_field, None
     for record in records:
         if record.path != path:
@@ -158,38 +160,75 @@ def _read_all(
     flag: str,
     wanted: Collection[str] | None,
 ) -> Iterator[Record]:
-    read = {".jsonl": read_jsonl, ".json": read_json_list, ".txt": read_txt, ".csv": read_csv}
     for path in paths:
-        count_before = problems.count
-        num_records = num_good = 0
-        extension = format_of(path)
-        if extension in (".parquet", ".arrow"):
-            records = read_columns(path, problems, progress, wanted)
-        else:
-            if extension == ".json":
-                with _opened(path) as (stream, _):
-                    extension = ".jsonl" if holds_json_lines(stream) else ".json"
-            records = _read_file(path, read[extension], problems, progress)
-        for record in records:
-            num_records, before = num_records + 1, problems.count
-            yield record
-            num_good += problems.count == before  # whoever reads it may have found it bad
-        if num_records == 0 and problems.count == count_before:
-            raise ValueError(f"{flag}: expected at least one record, got the empty file {path}")
-        if num_good == 0 and on_bad_record == "skip":
-            raise ValueError(
-                f"{flag}: no usable record in {path}: all {problems.count - count_before} are bad; "
-                f"--on_bad_record stop names them"
-            )
+        tally, count_before = Tally(), problems.count
+        yield from tally.counted(records_of(path, problems, progress, wanted), problems)
+        tally.check(path, problems.count - count_before, on_bad_record, flag)
     if on_bad_record == "stop":
         problems.raise_if_any()
+
+
+@dataclass
+class Tally:
+    """Counts the records of one file as somebody takes them.
+
+    num_records  those that could be read
+    num_good     … and that whoever took them found nothing wrong with
+    """
+
+    num_records: int = 0
+    num_good: int = 0
+
+    def counted(self, records: Iterable[Record], problems: Problems) -> Iterator[Record]:
+        """The records, counted as they pass."""
+        for record in records:
+            self.num_records += 1
+            before = problems.count
+            yield record
+            self.num_good += problems.count == before
+
+    def add(self, other: "Tally") -> None:
+        """Add the counts of another part of the file."""
+        self.num_records += other.num_records
+        self.num_good += other.num_good
+
+    def check(self, path: Path, num_bad: int, on_bad_record: str, flag: str) -> None:
+        """ValueError for a file without records, or of which nothing is left after skipping."""
+        if self.num_records == 0 and num_bad == 0:
+            raise ValueError(f"{flag}: expected at least one record, got the empty file {path}")
+        if self.num_good == 0 and on_bad_record == "skip":
+            raise ValueError(
+                f"{flag}: no usable record in {path}: all {num_bad} are bad; "
+                f"--on_bad_record stop names them"
+            )
+
+
+def records_of(
+    path: Path, problems: Problems, progress: Progress | None, wanted: Collection[str] | None
+) -> Iterator[Record]:
+    """The records of one file, which `check_path` knows."""
+    read = {".jsonl": read_jsonl, ".json": read_json_list, ".txt": read_txt, ".csv": read_csv}
+    if format_of(path) in (".parquet", ".arrow"):
+        return read_columns(path, problems, progress, wanted)
+    return _read_file(path, read[layout_of(path)], problems, progress)
+
+
+def layout_of(path: Path) -> str:
+    """`format_of` a file that is there; ".jsonl" for a .json that holds one object on every line.
+
+    Raises ValueError for a damaged file.
+    """
+    if format_of(path) != ".json":
+        return format_of(path)
+    with opened(path) as (stream, _):
+        return ".jsonl" if holds_json_lines(stream) else ".json"
 
 
 def _read_file(
     path: Path, read: Callable, problems: Problems, progress: Progress | None
 ) -> Iterator[Record]:
     """Open a file and hand its bytes to `read`."""
-    with _opened(path) as (stream, raw):
+    with opened(path) as (stream, raw):
         reported = 0
         for record in read(path, stream, problems):
             yield record
@@ -202,7 +241,7 @@ def _read_file(
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, io.RawIOBase]]:
+def opened(path: Path) -> Iterator[tuple[io.BufferedReader, io.RawIOBase]]:
     """(stream, the file on disk): the stream is decompressed and stands behind a byte-order mark.
 
     What turns out to be damaged while the stream is read becomes a ValueError with the path.

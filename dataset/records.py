@@ -45,12 +45,14 @@ class Record:
 class Remarks:
     """What is said about records that are good.
 
-    not_used  how often each field said something that nothing reads
-    read_as   how often something was read as what it is not by its name, in words
+    not_used    how often each field said something that nothing reads
+    read_as     how often something was read as what it is not by its name, in words
+    most_names  so many fields are kept apart
     """
 
     not_used: Counter = field(default_factory=Counter)
     read_as: Counter = field(default_factory=Counter)
+    most_names: int = MOST_NAMES
 
     def add(self, other: "Remarks") -> None:
         """Add the counts of another one."""
@@ -62,7 +64,7 @@ class Remarks:
         """Count a field that says something and is not read."""
         counts = self.not_used
         if name not in counts:
-            name = name if len(counts) < MOST_NAMES else OTHER_NAMES
+            name = name if len(counts) < self.most_names else OTHER_NAMES
         counts[name] = counts.get(name, 0) + count
 
     def lines(self) -> list[str]:
@@ -89,9 +91,9 @@ class Problems:
     remarks  the remarks of each file, by its path
     """
 
-    def __init__(self, most_shown: int = SHOWN_PROBLEMS) -> None:
+    def __init__(self, most_shown: int = SHOWN_PROBLEMS, most_names: int = MOST_NAMES) -> None:
         self.count = 0
-        self.most_shown = most_shown
+        self.most_shown, self.most_names = most_shown, most_names
         self.remarks: dict[str, Remarks] = {}
         # (path, expected, got) → [first line, last line, how many], of the first kinds only
         self._kinds: dict[tuple[str, str, str], list[int]] = {}
@@ -105,9 +107,47 @@ class Problems:
         elif len(self._kinds) < self.most_shown:
             self._kinds[path, expected, got] = [line, line, 1]
 
+    def merge(self, other: "Problems") -> None:
+        """Add what was found later, by somebody else, as if it had been found here.
+
+        That holds if `other` keeps all kinds and names: Problems(sys.maxsize, sys.maxsize).
+        """
+        self.count += other.count
+        for place, (line, last, count) in other._kinds.items():
+            if place in self._kinds:
+                self._kinds[place][1:] = last, self._kinds[place][2] + count
+            elif len(self._kinds) < self.most_shown:
+                self._kinds[place] = [line, last, count]
+        for path, remarks in other.remarks.items():
+            self.remarks_of(path).add(remarks)
+
+    def to_json(self, path: str) -> dict:
+        """What is known of one file, without its name; `from_json` makes Problems of it again."""
+        remarks = self.remarks_of(path)
+        kinds = [[*kind[1:], *counts] for kind, counts in self._kinds.items() if kind[0] == path]
+        return {
+            "count": self.count,
+            "kinds": kinds,
+            "not_used": dict(remarks.not_used),
+            "read_as": dict(remarks.read_as),
+        }
+
+    @classmethod
+    def from_json(cls, path: str, known: dict) -> "Problems":
+        """The problems of a file that `to_json` told of, wherever it lies now."""
+        problems = cls()
+        problems.count = known["count"]
+        for expected, got, *counts in known["kinds"]:
+            problems._kinds[path, expected, got] = counts
+        found = Remarks(Counter(known["not_used"]), Counter(known["read_as"]))
+        problems.remarks_of(path).add(found)
+        return problems
+
     def remarks_of(self, path: str) -> Remarks:
         """The remarks of one file."""
-        return self.remarks.setdefault(path, Remarks())
+        if path not in self.remarks:
+            self.remarks[path] = Remarks(most_names=self.most_names)
+        return self.remarks[path]
 
     @property
     def first(self) -> list[str]:

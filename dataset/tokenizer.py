@@ -59,6 +59,7 @@ class Tokenizer:
     vocab_size     the largest id + 1
     eos_id         the id that ends a document: `<|endoftext|>`, or else the folder's eos_token
     control_tokens dict from the name of every control token to its id
+    dtype          of arrays of ids: uint16, or uint32 for vocabularies of more than 65,536
     token_bytes    int32 [vocab_size]: bytes of text an ordinary token stands for, 0 for all others
     fingerprint    SHA-256 of tokenizer.json, hexadecimal
     chat_template  the Jinja source of the chat template, or None; training may set another
@@ -94,6 +95,7 @@ class Tokenizer:
         control = {id: token.encode("utf-8") for token, id in self.control_tokens.items()}
         self._bytes_of_id = {**ordinary, **control}
         self.vocab_size = max(self._bytes_of_id) + 1
+        self.dtype = np.dtype("<u2" if self.vocab_size <= 65536 else "<u4")
         self.token_bytes = np.zeros(self.vocab_size, dtype=np.int32)
         self.token_bytes[list(ordinary)] = [len(piece) for piece in ordinary.values()]
 

@@ -6,6 +6,7 @@ Qwen3's and the others' templates come with trl, which keeps them as the models'
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import transformers
@@ -14,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import chat
-from dataset.chat import encode_conversation, parse_answer, said_aloud, training_sequences
-from dataset.conversations import Conversation, to_conversation
+from dataset.chat import cut, encode_conversation, parse_answer, said_aloud
+from dataset.chat import training_sequences as whole_sequences
+from dataset.chat_turns import MAY_END, TRAINED
+from dataset.conversations import to_conversation
 from dataset.messages import normal_content
+from dataset.record_cache import encoded_records, with_template
 from dataset.tokenizer import load_tokenizer
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model" / "tokenizer"
@@ -37,6 +41,25 @@ def both(tmp_path_factory):
     config["bos_token"] = "<|reserved_0|>"  # some of the templates begin with it
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+class Trained(NamedTuple):
+    """What is trained of a conversation where at most `limit` tokens fit."""
+
+    sequences: list[chat.Sequence]  # their masks without the marks of where they may be cut
+    num_left_out: int  # answers that do not fit
+    longest: int  # tokens of the longest sequence, without a limit
+
+
+def training_sequences(tokenizer, messages, tools=None, limit=None) -> Trained:
+    whole = whole_sequences(tokenizer, messages, tools)
+    kept = whole if limit is None else [s for s in (cut(s, limit) for s in whole) if s]
+    num_answers = [sum(bool(m & MAY_END) for s in part for m in s.mask) for part in (whole, kept)]
+    return Trained(
+        [chat.Sequence(ids, [m & TRAINED for m in mask]) for ids, mask in kept],
+        num_answers[0] - num_answers[1],
+        max((len(s.ids) for s in whole), default=0),
+    )
 
 
 def rendered(tokenizer, template, messages, tools=None, **options) -> list[int]:
@@ -377,9 +400,10 @@ def test_thoughts_without_a_place_are_refused(both):
         training_sequences(ours, talk)
 
 
-def test_which_template_a_fine_tuned_model_gets(both):
+def test_which_template_a_fine_tuned_model_gets(both, tmp_path):
     """Its folder's own; or ours, the one that can think as soon as the data do."""
     ours, _ = both
+    path = tmp_path / "data.jsonl"
     for own, teaches, expected in (
         (None, False, chat.NO_THINKING),
         (None, True, chat.THINKING),
@@ -388,8 +412,9 @@ def test_which_template_a_fine_tuned_model_gets(both):
         (QWEN3, True, QWEN3),
     ):
         ours.chat_template = own
-        talk = [{"role": "assistant", "content": "a", "reasoning_content": "t" * teaches}]
-        chat.choose_template(ours, [Conversation(talk, None, "f", 1)])
+        answer = {"role": "assistant", "content": "a", "reasoning_content": "t" * teaches}
+        path.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}, answer]}))
+        with_template(ours, lambda: encoded_records("conversations", [path], ours, tmp_path))
         assert ours.chat_template == expected
 
 

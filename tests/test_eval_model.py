@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 import eval_model
 from dataset.chat import encode_conversation, training_sequences
+from dataset.chat_turns import TRAINED
 from dataset.tokenizer import load_tokenizer
 from model.generation import generate
 from model.hf_format import load_model
@@ -98,8 +99,8 @@ def test_a_chat_keeps_thoughts_and_calls_as_training_has_them(monkeypatch, capsy
         "role": "assistant", "content": "Gladly.", "reasoning_content": "Hm.", "tool_calls": [call],
     }  # fmt: skip
     talk = [{"role": "user", "content": "1?"}, message]
-    ((ids, mask),) = training_sequences(tokenizer, talk).sequences
-    said = [id for id, on in zip(ids, mask) if on]
+    ((ids, mask),) = training_sequences(tokenizer, talk)
+    said = [id for id, on in zip(ids, mask) if on & TRAINED]
     prompts = []
 
     def fake(model, prompt, *args, **kwargs):
