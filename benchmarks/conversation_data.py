@@ -91,10 +91,10 @@ def step(name: str, kind: str, folder: Path, args: argparse.Namespace) -> dict:
     flags = _flags(kind, folder, args)
     imports = time.perf_counter() - begin
     begin, cpu = time.perf_counter(), cpu_seconds()
-    dataset, val_dataset = _datasets(kind, flags, args.tokenizer)
-    figures = {"dataset_rows": len(dataset)}
+    dataset, _ = _datasets(kind, flags, args.tokenizer)
+    figures = {"records": dataset.encoded.num_records, "dataset_rows": len(dataset)}
     if name == "encode":
-        figures["tokens"] = dataset.num_tokens + (val_dataset.num_tokens if val_dataset else 0)
+        figures["tokens"] = int(dataset.encoded.lengths().sum())
     elif name == "pack":
         return _pack(dataset, flags.max_seq_len, args.lengths)
     else:
@@ -134,14 +134,7 @@ def _datasets(kind: str, flags: argparse.Namespace, tokenizer: str) -> tuple:
         say=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     read = data.pairs if kind == "pairs" else data.conversations
-    found = read(flags, load_tokenizer(tokenizer), run)
-    if hasattr(found[0], "split"):  # until `read` makes the datasets itself
-        from dataset.dpo import DPODataset
-        from dataset.sft import SFTDataset
-
-        make = DPODataset if kind == "pairs" else SFTDataset
-        found = [make(part, flags.max_seq_len) if len(part) else None for part in found[:2]]
-    return found
+    return read(flags, load_tokenizer(tokenizer), run)
 
 
 def _loader(dataset, flags: argparse.Namespace, resumed: bool):
@@ -174,8 +167,8 @@ def _pack(dataset, max_seq_len: int, number: int) -> dict:
     """Best fit on `number` lengths drawn from those of the conversations."""
     from dataset.best_fit import best_fit
 
-    lengths = np.minimum(dataset.encoded.lengths - 1, max_seq_len).astype(np.uint32)
-    del dataset
+    tokens = dataset.encoded.cut_lengths(max_seq_len + 1)
+    lengths = (tokens[tokens > 0] - 1).astype(np.uint32)
     lengths = np.random.default_rng(0).choice(lengths, number)
     before, begin, cpu = memory(), time.perf_counter(), cpu_seconds()
     items, ends = best_fit(lengths, max_seq_len)
