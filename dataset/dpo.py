@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.chat import encode_conversation
+from dataset.chat import encode_answer
 from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
 from dataset.packing import best_fit, held_out_items
@@ -42,14 +42,19 @@ class EncodedPairs:
         for pair in pairs:
             self.oddities.add(pair.as_text())
             try:
-                sides = [_encode_answer(tokenizer, pair, a) for a in (pair.chosen, pair.rejected)]
+                sides = [
+                    encode_answer(tokenizer, pair.prompt, answer, pair.tools)
+                    for answer in (pair.chosen, pair.rejected)
+                ]
             except ValueError as error:  # the template cannot say it
                 raise ValueError(f"{pair.path}:{pair.line}: {error}") from None
             self.lengths.append(sum(len(ids) - 1 for ids, _ in sides))
             if self.lengths[-1] > max_seq_len:
                 self.num_too_long += 1
                 continue
-            self.sequences += sides
+            self.sequences += [
+                (np.array(s.ids, np.int32), np.array(s.mask, np.uint8)) for s in sides
+            ]
             self.sources.append((pair.path, pair.line))
 
     def __len__(self) -> int:
@@ -67,20 +72,6 @@ class EncodedPairs:
         part.sequences = [self.sequences[j] for i in indices for j in (2 * i, 2 * i + 1)]
         part.sources = [self.sources[i] for i in indices]
         return part
-
-
-def _encode_answer(tokenizer: Tokenizer, pair: Pair, answer: list[dict]):
-    """(ids int32, mask uint8) of the prompt and one answer, which alone is masked in."""
-    ids, mask = encode_conversation(tokenizer, pair.prompt + answer, pair.tools)
-    for thinking in (True, False):  # where an answer may think, its think block is a part of it
-        prompt, _ = encode_conversation(tokenizer, pair.prompt, pair.tools, True, thinking)
-        if ids[: len(prompt)] == prompt:
-            break
-    else:
-        raise ValueError("the chat template shows the answer otherwise than behind its prompt")
-    mask = np.array(mask, np.uint8)
-    mask[: len(prompt)] = 0  # earlier answers are part of the prompt
-    return np.array(ids, np.int32), mask
 
 
 class DPODataset(Dataset):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.dpo import _encode_answer as encode_answer
+from dataset.chat import encode_answer
 from dataset.judged import Judged
 from dataset.left_out import left_out_warning
 from dataset.oddities import Oddities
@@ -48,9 +48,10 @@ class EncodedJudged:
         for record in records:
             self.oddities.add(record.as_text())
             try:
-                ids, mask = encode_answer(tokenizer, record, record.answer)
+                sequence = encode_answer(tokenizer, record.prompt, record.answer, record.tools)
             except ValueError as error:  # the template cannot say it
                 raise ValueError(f"{record.path}:{record.line}: {error}") from None
+            ids, mask = np.array(sequence.ids, np.int32), np.array(sequence.mask, np.uint8)
             prompt = int(mask.argmax())
             needed.append(len(ids) - 1 + prompt)
             if needed[-1] <= max_seq_len:
