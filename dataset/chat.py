@@ -109,6 +109,23 @@ def training_sequences(
     ]
 
 
+def encode_answer(
+    tokenizer: Tokenizer, prompt: list[dict], answer: list[dict], tools: list | None = None
+) -> Sequence:
+    """Ids and mask of a prompt and the answer to it, messages that are judged as a whole.
+
+    Only the answer is masked in. Raises ValueError for what the template has no place for, and
+    where it shows the answer otherwise than behind the prompt.
+    """
+    ids, mask = encode_conversation(tokenizer, prompt + answer, tools)
+    for thinking in (True, False):  # where an answer may think, its think block is a part of it
+        before, _ = encode_conversation(tokenizer, prompt, tools, True, thinking)
+        if ids[: len(before)] == before:
+            # earlier answers are part of the prompt
+            return Sequence(ids, [0] * len(before) + mask[len(before) :])
+    raise ValueError("the chat template shows the answer otherwise than behind its prompt")
+
+
 def cut(sequence: Sequence, limit: int) -> Sequence | None:
     """One of the `training_sequences` up to the last answer that fits `limit` tokens, if any does.
 

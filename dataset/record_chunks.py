@@ -14,7 +14,6 @@ import io
 import itertools
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 from collections import deque
@@ -27,7 +26,7 @@ from typing import TypeVar
 
 from dataset.line_readers import cut_at_lines, read_jsonl
 from dataset.readers import Tally, check_path, layout_of, opened, records_of
-from dataset.records import Problems, Progress, Record
+from dataset.records import Problems, Progress, Record, all_problems
 
 CHUNK_BYTES = 1 << 20
 SMALL = 4  # chunks; a file of fewer is not worth the start of processes
@@ -42,13 +41,13 @@ Job = Callable[[Iterator[Record], Problems], Result]
 class Chunk:
     """Consecutive records of a file.
 
-    content     lines of jsonl; or pickled items, each a Record, or (line, expected, got) of one
-                that could not be read
+    content     lines of jsonl; or records, with Problems in the place of those that could not be
+                read
     first_line  of the lines
     position    in the file on the disk, in bytes, up to where it had been read for this chunk
     """
 
-    content: bytes | list[bytes]
+    content: bytes | list[Record | Problems]
     first_line: int
     position: int
 
@@ -68,7 +67,7 @@ def work_through(
     There is no result of a chunk without any record that can be read.
 
     job        takes all records of an iterator and adds what is wrong with them to the problems it
-               is given; it and its results travel between processes (pickle)
+               is given; it and its results have to travel between processes
     problems   gets all of them, those of a chunk before its result is yielded
     progress   called with the number of bytes of the file that have been worked on since last time
     wanted     the fields that will be looked at, as for `read_records`
@@ -117,7 +116,7 @@ def _work(path: Path, job: Job, chunk: Chunk | Exception):
     """(result, problems, tally) of one chunk; an exception in a chunk's place is raised here."""
     if isinstance(chunk, Exception):
         raise chunk
-    problems, tally = Problems(sys.maxsize, sys.maxsize), Tally()
+    problems, tally = all_problems(), Tally()
     records = tally.counted(_records(path, chunk, problems), problems)
     return job(records, problems), problems, tally
 
@@ -127,12 +126,11 @@ def _records(path: Path, chunk: Chunk, problems: Problems) -> Iterator[Record]:
     if isinstance(chunk.content, bytes):
         yield from read_jsonl(path, io.BytesIO(chunk.content), problems, chunk.first_line)
         return
-    for pickled in chunk.content:
-        item = pickle.loads(pickled)  # made by this program, in `_chunks_of_records`
-        if isinstance(item, Record):
-            yield item
+    for item in chunk.content:
+        if isinstance(item, Problems):
+            problems.merge(item)
         else:
-            problems.add(str(path), *item)
+            yield item
 
 
 # ---- cutting
@@ -160,38 +158,32 @@ def _chunks(path: Path, wanted: Collection[str] | None) -> Iterator[Chunk]:
 
 
 def _chunks_of_records(path: Path, wanted: Collection[str] | None) -> Iterator[Chunk]:
-    items: list[bytes] = []
+    items: list[Record | Problems] = []
     size = position = 0
 
     def move(num_bytes: int) -> None:
         nonlocal position
         position += num_bytes
 
-    unread = _Unread()
+    unread = all_problems()
     for record in records_of(path, unread, move, wanted):
-        for item in (*unread.taken(), record):
-            items.append(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
-            size += len(items[-1])
+        if unread.count:
+            items.append(unread.taken())
+        items.append(record)
+        size += _size(record.fields)
         if size >= CHUNK_BYTES:
             yield Chunk(items, 0, position)
             items, size = [], 0
-    items += [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in unread.taken()]
-    yield Chunk(items, 0, position)
+    yield Chunk([*items, unread], 0, position)
 
 
-class _Unread:
-    """Stands for the Problems of a reader: keeps what it is told in order, for the chunks."""
-
-    def __init__(self) -> None:
-        self._items: list[tuple[int, str, str]] = []
-
-    def add(self, path: str, line: int, expected: str, got: str) -> None:
-        self._items.append((line, expected, got))
-
-    def taken(self) -> list[tuple[int, str, str]]:
-        """What has been added since the last time."""
-        items, self._items = self._items, []
-        return items
+def _size(value: object) -> int:
+    """About the bytes of a value's text."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return len(value) + sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 # ---- processes

@@ -4,7 +4,9 @@
 reads, how things were read. One line tells of a kind, however many records are of it.
 """
 
+import copy
 import difflib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -110,7 +112,7 @@ class Problems:
     def merge(self, other: "Problems") -> None:
         """Add what was found later, by somebody else, as if it had been found here.
 
-        That holds if `other` keeps all kinds and names: Problems(sys.maxsize, sys.maxsize).
+        That holds if `other` keeps all kinds and names (`all_problems`).
         """
         self.count += other.count
         for place, (line, last, count) in other._kinds.items():
@@ -142,6 +144,12 @@ class Problems:
         found = Remarks(Counter(known["not_used"]), Counter(known["read_as"]))
         problems.remarks_of(path).add(found)
         return problems
+
+    def taken(self) -> "Problems":
+        """What has been added, as Problems of their own; these are empty again."""
+        taken = copy.copy(self)
+        self.__init__(self.most_shown, self.most_names)
+        return taken
 
     def remarks_of(self, path: str) -> Remarks:
         """The remarks of one file."""
@@ -180,6 +188,11 @@ class Problems:
         for path, remarks in self.remarks.items():
             lines += [f"{path}: {line}" for line in remarks.lines()]
         return lines
+
+
+def all_problems() -> Problems:
+    """Problems that keep all kinds and names: of a part of a file, to be merged with others."""
+    return Problems(sys.maxsize, sys.maxsize)
 
 
 def _counted(count: int) -> str:
