@@ -174,22 +174,21 @@ def write_arrays(folder: Path, chunks: Iterable[dict[str, np.ndarray]]) -> dict[
     return shapes
 
 
-def check_shapes(folder: Path, meta: dict, names: Iterable[str]) -> None:
+def check_shapes(folder: Path, meta: dict) -> None:
     """`check` of `open_or_make` for a folder of arrays whose meta.json holds their `shapes`."""
-    for name in names:
-        dtype, count = meta["shapes"][name]
+    for name, (dtype, count) in meta["shapes"].items():
         size, expected = meta["files"][f"{name}.bin"]["size"], count * np.dtype(dtype).itemsize
         if size != expected:
             raise ValueError(f"{name}.bin: expected {expected} bytes, got {size}")
 
 
 def cached_arrays(
-    cache_dir: Path, made_from: dict, names: Iterable[str],
-    make: Callable[[], tuple[dict[str, np.ndarray], dict]], what: str,
+    cache_dir: Path, made_from: dict, make: Callable[[], tuple[dict[str, np.ndarray], dict]],
+    what: str,
 ) -> tuple[MappedArrays, dict]:  # fmt: skip
     """(arrays, facts) that `make` gives, mapped from a cache: made now or found there.
 
-    names: of the arrays. Raises what `open_or_make` raises.
+    Raises what `open_or_make` raises.
     """
 
     def write(folder: Path) -> dict:
@@ -197,10 +196,7 @@ def cached_arrays(
         shapes = write_arrays(folder, [arrays])
         return {"facts": facts, "shapes": shapes, "files": checksums(folder)}
 
-    def check(folder: Path, meta: dict) -> None:
-        check_shapes(folder, meta, names)
-
-    folder, meta = open_or_make(cache_dir, made_from, write, check, what)
+    folder, meta = open_or_make(cache_dir, made_from, write, check_shapes, what)
     return MappedArrays(folder, meta["shapes"]), meta["facts"]
 
 

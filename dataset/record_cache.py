@@ -191,7 +191,7 @@ def _pieces(
 
 def _check(folder: Path, meta: dict) -> None:
     """ValueError if the arrays do not fit together, or a sample has ids outside the vocabulary."""
-    check_shapes(folder, meta, ARRAYS)
+    check_shapes(folder, meta)
     arrays = MappedArrays(folder, meta["shapes"])
     counts = {name: meta["shapes"][name][1] for name in ARRAYS}
     same = {"masks": "ids", "lines": "record_ends", "hashes": "record_ends"}

@@ -136,7 +136,7 @@ def cached_rows(kind: str, encoded: Encoded, options: dict, make, cache_dir: str
     if cache_dir is None:
         return make()
     keys = [file.key for file in encoded.files]
-    made_from = {"rows of": kind, "format_version": FORMAT_VERSION, "files": keys, **options}
+    made_from = {"rows of": kind, "format_version": FORMAT_VERSION, "records": keys, **options}
     made_from["part"] = list(options["part"])
     return cached_arrays(Path(cache_dir), made_from, make, "cache of rows")
 
