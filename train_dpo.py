@@ -14,7 +14,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from dataset.dpo import DPODataset
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited
 from training import checkpoint, cli, data
@@ -111,9 +110,7 @@ def main():
     model = run.place(load_policy(run), packed=True)
 
     # (5) the dataset: both answers of a pair in one row, and what the reference says of them
-    encoded, val_encoded = data.pairs(args, tokenizer, run)
-    dataset = DPODataset(encoded, args.max_seq_len)
-    val_dataset = DPODataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
+    dataset, val_dataset = data.pairs(args, tokenizer, run)
     questions = data.questions(args, tokenizer)
     asked = None if args.loss in WITHOUT_REFERENCE else model
     reference, val_reference = (

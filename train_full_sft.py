@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from dataset.chat import stop_ids
-from dataset.sft import SFTDataset
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited, load_model, save_model
 from training import checkpoint, cli, data
@@ -53,10 +52,8 @@ def main():
     model = run.place(model, packed=True)
 
     # (5) the dataset: conversations encoded with their masks, packed whole into rows
-    encoded, val_encoded, repeats = data.conversations(args, tokenizer, run)
-    dataset = SFTDataset(encoded, args.max_seq_len, args.packing, repeats)
-    val_dataset = SFTDataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
-    questions = data.questions(args, tokenizer, val_encoded)
+    dataset, val_dataset = data.conversations(args, tokenizer, run)
+    questions = data.questions(args, tokenizer, val_dataset)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     run.loader(dataset, val_dataset)

@@ -16,7 +16,6 @@ from functools import partial
 
 import torch
 
-from dataset.kto import KTODataset
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited
 from training import checkpoint, cli, data
@@ -97,9 +96,7 @@ def main():
 
     # (5) the dataset: every prompt with its own answer and another's, what the reference says of
     # them, and the labels
-    encoded, val_encoded = data.judged(args, tokenizer, run)
-    dataset = KTODataset(encoded, args.max_seq_len)
-    val_dataset = KTODataset(val_encoded, args.max_seq_len) if len(val_encoded) else None
+    dataset, val_dataset = data.judged(args, tokenizer, run)
     questions = data.questions(args, tokenizer)
     reference, val_reference = (
         reference_log_probs(run, model, part) for part in (dataset, val_dataset or dataset)

@@ -42,8 +42,8 @@ import transformers
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.where_time_goes import name_loops, profile_line, where_time_goes
-from dataset.conversations import read_conversations
-from dataset.sft import EncodedConversations, SFTDataset
+from dataset.record_cache import encoded_records, with_template
+from dataset.sft import SFTDataset
 from dataset.tokenizer import load_tokenizer
 from model.config import PRESETS, LMConfig
 from model.model import MiniMindLM
@@ -298,7 +298,10 @@ def fine_tuning(args, device, dtype) -> tuple[list[Contender], dict]:
     """Our packed rows against transformers with a padded row for every conversation."""
     config = LMConfig.preset(args.preset)
     tokenizer = load_tokenizer(cli.TOKENIZER)
-    encoded = EncodedConversations(read_conversations([args.sft], "skip"), tokenizer, args.seq_len)
+    encoded = with_template(
+        tokenizer,
+        lambda: encoded_records("conversations", [args.sft], tokenizer, "out/cache", "skip"),
+    )
     model, dataset = MiniMindLM(config).to(device), SFTDataset(encoded, args.seq_len)
     model.documents_per_row = dataset.documents_per_row
     batches, context = sft_batches(dataset, args, device)

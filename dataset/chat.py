@@ -19,7 +19,6 @@ message says becomes a control token.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,17 +154,6 @@ def cut(sequence: Sequence, limit: int) -> Sequence | None:
     return Sequence(sequence.ids[:end], sequence.mask[:end]) if end > 0 else None
 
 
-def choose_template(tokenizer: Tokenizer, records: Iterable) -> None:
-    """Give a tokenizer the chat template of the model that is fine-tuned on some records.
-
-    The one it has, if it has one; but a model that is now taught to think gets the one that can
-    say so. records: Conversations or Pairs, read up to the first one that has_reasoning.
-    """
-    if tokenizer.chat_template in (None, NO_THINKING):
-        thinks = any(record.has_reasoning for record in records)
-        tokenizer.chat_template = THINKING if thinks else NO_THINKING
-
-
 def can_think(tokenizer: Tokenizer) -> bool:
     """Whether the chat template has a switch for thinking."""
     return "enable_thinking" in (tokenizer.chat_template or "")
@@ -243,7 +231,7 @@ def _parse_calls(tokenizer: Tokenizer, ids: list[int], kinds: list) -> list[dict
 def thinks_in(tokenizer: Tokenizer, messages: list[dict] = ()) -> bool | None:
     """Whether the template is the one of ours that thinks; None if it is not ours at all.
 
-    Where there is none yet, messages are encoded as `choose_template` would have it for them alone.
+    Where there is none yet, messages are encoded as a model tuned on them alone would have them.
     """
     if tokenizer.chat_template is None:
         return any(message.get("reasoning_content") for message in messages)

@@ -9,149 +9,85 @@ answers are masked in.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.chat import encode_answer
-from dataset.judged import Judged
+from dataset.best_fit import best_fit
+from dataset.chat_turns import TRAINED
+from dataset.dpo import row_sizes, two_documents_each
+from dataset.encoded import ALL, Encoded, NothingFits, Part
 from dataset.left_out import left_out_warning
-from dataset.oddities import Oddities
-from dataset.packing import best_fit, held_out_items
-from dataset.tokenizer import Tokenizer
-
-
-class EncodedJudged:
-    """Token ids and masks of many judged answers, behind their prompts.
-
-    A record is left out, and counts in `num_too_long`, if it does not fit a row together with its
-    prompt and one more token (of the other answer): an answer cut short would not be the one that
-    was judged. `oddities`, `warning` and `num_too_long` are those of all records that came, also in
-    both parts after `split`.
-
-    labels   bool [records]: whether the answer is desirable
-    lengths  int64 [records]: tokens of each
-    prompts  int64 [records]: … of which so many are the prompt's
-    """
-
-    def __init__(self, records: Iterable[Judged], tokenizer: Tokenizer, max_seq_len: int) -> None:
-        self.eos_id = tokenizer.eos_id
-        self.tokenizer_fingerprint = tokenizer.fingerprint
-        self.oddities = Oddities(tokenizer.control_tokens)
-        self._sequences: list[tuple[np.ndarray, np.ndarray]] = []
-        self._sources: list[tuple[str, int]] = []
-        labels, prompts, needed = [], [], []
-        for record in records:
-            self.oddities.add(record.as_text())
-            try:
-                sequence = encode_answer(tokenizer, record.prompt, record.answer, record.tools)
-            except ValueError as error:  # the template cannot say it
-                raise ValueError(f"{record.path}:{record.line}: {error}") from None
-            ids, mask = np.array(sequence.ids, np.int32), np.array(sequence.mask, np.uint8)
-            prompt = int(mask.argmax())
-            needed.append(len(ids) - 1 + prompt)
-            if needed[-1] <= max_seq_len:
-                self._sequences.append((ids, mask))
-                self._sources.append((record.path, record.line))
-                labels.append(record.label)
-                prompts.append(prompt)
-        needed = np.array(needed, np.int64)
-        self.num_too_long = int((needed > max_seq_len).sum())
-        self.longest = int(needed.max(initial=0))
-        kept = np.where(needed > max_seq_len, 0, needed)
-        self.warning = left_out_warning("judged answers", needed, kept, max_seq_len)
-        self.labels, self.prompts = np.array(labels, bool), np.array(prompts, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._sequences)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(ids) for ids, _ in self._sequences], np.int64)
-
-    def sequence(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32, mask uint8) of a record: its prompt and its answer, which is masked in."""
-        return self._sequences[i]
-
-    def source(self, i: int) -> tuple[str, int]:
-        """(path, line) of a record."""
-        return self._sources[i]
-
-    def split(self, val_fraction: float) -> tuple[EncodedJudged, EncodedJudged]:
-        """(training, held out): out go the records with the smallest hashes of their prompts."""
-        prompts = [ids[:n].tobytes() for (ids, _), n in zip(self._sequences, self.prompts)]
-        is_val = held_out_items(prompts, val_fraction)
-        return self._part(np.flatnonzero(~is_val)), self._part(np.flatnonzero(is_val))
-
-    def _part(self, chosen: np.ndarray) -> EncodedJudged:
-        part = copy.copy(self)
-        part._sequences = [self._sequences[i] for i in chosen]
-        part._sources = [self._sources[i] for i in chosen]
-        part.labels, part.prompts = self.labels[chosen], self.prompts[chosen]
-        return part
+from dataset.sft import cached_rows, items_of
 
 
 class KTODataset(Dataset):
     """Rows of records: X, Y int64 [T], loss_mask float32 [T], document_ids int64 [T], records [P].
 
-    `records` holds the numbers of the row's records, -1 where there are fewer than P. Item -1 is a
-    filler. Raises ValueError if there is no record at all, or none to compare one with.
+    encoded    the judged answers; one is left out if it does not fit a row together with its prompt
+               and one more token (of the other answer): cut short it would not be what was judged
+    part       which of them; with val_fraction by the hash of their prompt
+    cache_dir  where the rows are kept, once they are known; None: in memory
 
-    others             int64 [records]: whose answer stands behind the prompt the second time; it
-                       is cut where the row would be too short for it
-    labels             bool [records] on the CPU: whether the answer is desirable
+    `records` holds the numbers of the row's records, -1 where there are fewer than P. Item -1 is a
+    filler. Raises NothingFits if there is no record at all, ValueError for one without another to
+    compare it with.
+
+    total              records in all rows together
+    labels             bool [total] on the CPU: whether the answer is desirable
     pairs_per_row      P: a record is a pair of documents
     documents_per_row  no row has more, the filled up end counted
+    fingerprint        SHA-256 over everything the rows are made from
     """
 
-    def __init__(self, encoded: EncodedJudged, max_seq_len: int) -> None:
-        if len(encoded) == 0:
-            raise ValueError(
-                f"no judged answer fits --max_seq_len {max_seq_len} ({encoded.num_too_long} are "
-                f"too long; the longest takes {encoded.longest} with its prompt twice)"
-            )
+    def __init__(
+        self,
+        encoded: Encoded,
+        max_seq_len: int,
+        part: Part = ALL,
+        cache_dir: str | Path | None = None,
+    ) -> None:
         self.encoded, self.max_seq_len = encoded, max_seq_len
-        self.labels = torch.from_numpy(encoded.labels)
-        self.others = _others(encoded)
-        lengths, prompts = encoded.lengths, encoded.prompts
-        answers = (lengths - prompts)[self.others]
-        positions = np.minimum(lengths - 1 + prompts + answers - 1, max_seq_len)
-        self.rows = best_fit(positions, max_seq_len)
-        self.pairs_per_row = max(map(len, self.rows))
+
+        def make() -> tuple[dict, dict]:
+            return _rows(encoded, max_seq_len, part)
+
+        options = {"max_seq_len": max_seq_len, "part": part}
+        self._arrays, self.facts = cached_rows("judged", encoded, options, make, cache_dir)
+        self.labels = torch.tensor(self._arrays["labels"], dtype=torch.bool)
+        self.total = len(self.labels)
+        self.pairs_per_row: int = self.facts["pairs_per_row"]
         self.documents_per_row = 2 * self.pairs_per_row + 1
-        self.num_tokens = int(positions.sum())
-        self._row_records = np.array([*map(len, self.rows), 0], np.int64)  # the last one: row -1
+        self.fingerprint: str = self.facts["fingerprint"]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._arrays["row_ends"])
+
+    @property
+    def others(self) -> np.ndarray:
+        """int64 [total]: whose answer stands behind the prompt the second time, cut to fit."""
+        return self._arrays["others"]
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """uint32 [total]: how many tokens each prompt has."""
+        return self._arrays["prompts"]
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
-        T = self.max_seq_len
-        X = np.full(T, self.encoded.eos_id, np.int64)
-        Y = np.full(T, self.encoded.eos_id, np.int64)
-        loss_mask = np.zeros(T, np.float32)
-        document_ids = np.zeros(T, np.int64)
-        records = np.full(self.pairs_per_row, -1, np.int64)
-        position = 0
-        for k, record in enumerate(self.rows[i] if i >= 0 else ()):
-            records[k] = record
-            for side, (ids, mask) in enumerate(self.documents(record)):
-                end = position + len(ids) - 1
-                X[position:end], Y[position:end] = ids[:-1], ids[1:]
-                loss_mask[position:end] = mask[1:]
-                document_ids[position:end] = 2 * k + 1 + side
-                position = end
-        return tuple(map(torch.from_numpy, (X, Y, loss_mask, document_ids, records)))
+        records = self._records(i).tolist() if i >= 0 else []
+        return two_documents_each(
+            records, self.documents, self.pairs_per_row, self.max_seq_len, self.encoded.eos_id
+        )
 
     def documents(self, record: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """(ids, mask) of a record's prompt with its own answer, and with another record's."""
-        ids, mask = self.encoded.sequence(record)
-        other_ids, other_mask = self.encoded.sequence(self.others[record])
-        prompt, other_prompt = self.encoded.prompts[[record, self.others[record]]]
+        ids, mask = self.sequence(record)
+        other = int(self.others[record])
+        other_ids, other_mask = self.sequence(other)
+        prompt, other_prompt = int(self.prompts[record]), int(self.prompts[other])
         room = self.max_seq_len - (len(ids) - 1) + 1  # tokens
         mixed = (
             np.concatenate([mine[:prompt], others[other_prompt:]])[:room]
@@ -159,46 +95,100 @@ class KTODataset(Dataset):
         )
         return [(ids, mask), tuple(mixed)]
 
+    def sequence(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, mask) of a record: its prompt and its answer, which is masked in."""
+        ids, mask = self.encoded.sequence(int(self._arrays["records"][record]))
+        return ids, mask & TRAINED
+
+    def source(self, record: int) -> tuple[str, int]:
+        """(path, line) of a record."""
+        return self.encoded.source(int(self._arrays["records"][record]))
+
+    def _records(self, row: int) -> np.ndarray:
+        return self._arrays["packed"][items_of(self._arrays, row)]
+
     def num_records(self, rows: np.ndarray) -> np.ndarray:
         """int64 [len(rows)]: the number of records in each row, 0 for row -1."""
-        return self._row_records[np.asarray(rows, np.int64)]
+        return row_sizes(self._arrays, rows)
 
     def place(self, row: int) -> str:
         """Where a row comes from: "a.jsonl:17 …", the file and line of its first record."""
-        path, line = self.encoded.source(self.rows[row][0])
-        return f"{path}:{line}" + (" …" if len(self.rows[row]) > 1 else "")
+        records = self._records(row)
+        path, line = self.source(int(records[0]))
+        return f"{path}:{line}" + (" …" if len(records) > 1 else "")
 
     def summary(self) -> str:
         """For a person: how many, how well packed, what was left out (a line more if much)."""
-        encoded = self.encoded
-        good, used = int(encoded.labels.sum()), self.num_tokens / (len(self) * self.max_seq_len)
+        facts, good = self.facts, int(self.labels.sum())
+        used = facts["num_tokens"] / (len(self) * self.max_seq_len)
         return (
-            f"{good:,} desirable and {len(encoded) - good:,} undesirable answers in "
+            f"{good:,} desirable and {self.total - good:,} undesirable answers in "
             f"{len(self):,} rows, {used:.1%} of the positions used; "
-            f"{encoded.num_too_long:,} left out as too long; {encoded.oddities}"
-            + (f"\n{encoded.warning}" if encoded.warning else "")
+            f"{facts['num_too_long']:,} left out as too long; {facts['oddities']}"
+            + (f"\n{facts['warning']}" if facts["warning"] else "")
         )
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over everything the rows are made from."""
-        digest = hashlib.sha256(self.encoded.tokenizer_fingerprint.encode())
-        digest.update(f"{self.max_seq_len}".encode())
-        digest.update(self.encoded.labels.tobytes() + self.others.tobytes())
-        for ids, mask in map(self.encoded.sequence, range(len(self.encoded))):
-            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + mask.tobytes())
-        return digest.hexdigest()
+
+def _rows(encoded: Encoded, max_seq_len: int, part: Part) -> tuple[dict, dict]:
+    """The arrays of a KTODataset, and facts about them.
+
+    row_ends  int64 [rows]: where the records of each row end
+    packed    int64 [total]: the numbers of the records, row after row
+    records   int64 [total]: which record of `encoded` number i is
+    labels, prompts, others  see KTODataset
+    """
+    lengths = encoded.lengths()
+    prompts = encoded.prompt_lengths(np.arange(len(lengths)))
+    needed = lengths - 1 + prompts
+    fits = needed <= max_seq_len
+    records = np.flatnonzero(fits)
+    if len(records) == 0:
+        raise NothingFits(
+            f"no judged answer fits --max_seq_len {max_seq_len} ({len(needed)} are too long; the "
+            f"longest takes {needed.max(initial=0)} with its prompt twice)"
+        )
+    records = records[part.has(encoded.contents("ids", records, prompts[records]))]
+    if len(records) == 0:
+        raise NothingFits("no judged answer is held out")
+    num_tokens, prompts, labels = lengths[records], prompts[records], encoded.labels()[records]
+    others = _others(encoded, records, prompts)
+    answers = (num_tokens - prompts)[others]
+    positions = np.minimum(num_tokens - 1 + prompts + answers - 1, max_seq_len)
+    packed, row_ends = best_fit(positions, max_seq_len)
+    digest = hashlib.sha256(encoded.tokenizer_fingerprint.encode() + f"{max_seq_len}".encode())
+    digest.update(labels.tobytes() + others.tobytes())
+    contents = (encoded.contents(name, records, num_tokens) for name in ("ids", "masks"))
+    for length, ids, mask in zip(num_tokens.tolist(), *contents):
+        digest.update(length.to_bytes(8, "little") + ids + mask)
+    arrays = {
+        "row_ends": row_ends,
+        "packed": packed,
+        "records": records,
+        "labels": labels.astype(np.uint8),
+        "prompts": prompts.astype(np.uint32),
+        "others": others,
+    }
+    facts = {
+        "num_tokens": int(positions.sum()),
+        "pairs_per_row": int(np.diff(row_ends, prepend=0).max()),
+        "num_too_long": int((~fits).sum()),
+        "oddities": encoded.oddities(),
+        "warning": left_out_warning("judged answers", needed, needed * fits, max_seq_len),
+        "fingerprint": digest.hexdigest(),
+    }
+    return arrays, facts
 
 
-def _others(encoded: EncodedJudged) -> np.ndarray:
-    """`mismatched` of some records."""
-    prompts, answers = (np.empty(len(encoded), np.uint64) for _ in range(2))
-    for i, prompt in enumerate(encoded.prompts.tolist()):
-        ids, _ = encoded.sequence(i)
-        prompts[i], answers[i] = _number(ids[:prompt]), _number(ids[prompt:])
-    others = mismatched(prompts, answers)
+def _others(encoded: Encoded, records: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """`mismatched` of some records, whose prompts have so many tokens."""
+    numbers = np.empty((2, len(records)), np.uint64)
+    whole = encoded.lengths()[records]
+    for i, ids in enumerate(encoded.contents("ids", records, whole)):
+        at = 4 * int(prompts[i])  # bytes
+        numbers[:, i] = _number(ids[:at]), _number(ids[at:])
+    others = mismatched(*numbers)
     if (others < 0).any():
-        path, line = encoded.source(int(np.argmin(others)))
+        path, line = encoded.source(int(records[np.argmin(others)]))
         raise ValueError(
             f"{path}:{line}: no other record of this part of the data has another prompt and "
             "another answer: the KL term needs one"
@@ -206,9 +196,9 @@ def _others(encoded: EncodedJudged) -> np.ndarray:
     return others
 
 
-def _number(ids: np.ndarray) -> int:
+def _number(ids: memoryview) -> int:
     """64 bits, equal for equal ids."""
-    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(ids, digest_size=8).digest(), "little")
 
 
 def mismatched(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:

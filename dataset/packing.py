@@ -7,10 +7,9 @@ A *stream* is documents joined, each ending with eos. Rows are cut from it where
 but every sixteenth begins with a document if one is near; each token is a target exactly once.
 """
 
-import bisect
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -196,17 +195,19 @@ def _held_out_limit(files: Sequence[TokenFile], val_fraction: float) -> np.uint6
     return distinct[last]
 
 
-def held_out_items(contents: Sequence[bytes], val_fraction: float) -> np.ndarray:
+def held_out_items(contents: Iterable[bytes], val_fraction: float) -> np.ndarray:
     """bool [items]: those with the smallest hashes of their content, up to the fraction of them.
 
     Equal contents fall on one side; with a fraction above 0 at least one item is held out. Raises
     ValueError if nothing would be left to train on.
     """
-    hashes = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+    digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+    hashes = np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64)
     count = math.ceil(val_fraction * len(hashes))
-    limit = sorted(hashes)[count - 1] if count else b""
-    held_out = np.array([h <= limit for h in hashes], bool)
-    if len(held_out) and held_out.all():
+    if count == 0:
+        return np.zeros(len(hashes), bool)
+    held_out = hashes <= np.partition(hashes, count - 1)[count - 1]
+    if held_out.all():
         raise ValueError(
             f"--val_fraction {val_fraction}: nothing would be left to train on; "
             "pass --val_fraction 0, or --val_data_path with a file of its own"
@@ -275,27 +276,3 @@ class Rows:
             tokens = np.concatenate([tokens, padding])
             loss_mask[begin - start : end - start] = 1
         return tokens[:-1], tokens[1:], loss_mask
-
-
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Put items into bins of `capacity`, whole: best-fit decreasing (Johnson 1974).
-
-    The longest first, each into the fullest bin that still has room. Returns the items' indices per
-    bin; the same lengths always give the same bins. Items longer than the capacity are an error of
-    the caller's.
-    """
-    assert all(0 < length <= capacity for length in lengths)
-    bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        length = int(lengths[item])
-        at = bisect.bisect_left(room, (length, -1))
-        if at == len(room):
-            left, number = capacity, len(bins)
-            bins.append([])
-        else:
-            left, number = room.pop(at)
-        bins[number].append(item)
-        if left > length:
-            bisect.insort(room, (left - length, number))
-    return bins

@@ -123,6 +123,28 @@ class Problems:
         for path, remarks in other.remarks.items():
             self.remarks_of(path).add(remarks)
 
+    def to_json(self, path: str) -> dict:
+        """What is known of one file, without its name; `from_json` makes Problems of it again."""
+        remarks = self.remarks_of(path)
+        kinds = [[*kind[1:], *counts] for kind, counts in self._kinds.items() if kind[0] == path]
+        return {
+            "count": self.count,
+            "kinds": kinds,
+            "not_used": dict(remarks.not_used),
+            "read_as": dict(remarks.read_as),
+        }
+
+    @classmethod
+    def from_json(cls, path: str, known: dict) -> "Problems":
+        """The problems of a file that `to_json` told of, wherever it lies now."""
+        problems = cls()
+        problems.count = known["count"]
+        for expected, got, *counts in known["kinds"]:
+            problems._kinds[path, expected, got] = counts
+        found = Remarks(Counter(known["not_used"]), Counter(known["read_as"]))
+        problems.remarks_of(path).add(found)
+        return problems
+
     def taken(self) -> "Problems":
         """What has been added, as Problems of their own; these are empty again."""
         taken = copy.copy(self)

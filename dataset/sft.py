@@ -9,183 +9,75 @@ sequences of a row apart, so that attention stays inside each and positions rest
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import math
-from array import array
-from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.chat import cut, training_sequences
-from dataset.chat_turns import MAY_END, TRAINED
-from dataset.conversations import Conversation
+from dataset.best_fit import best_fit
+from dataset.cache_folder import cached_arrays
+from dataset.chat_turns import TRAINED
+from dataset.encoded import ALL, Encoded, NothingFits, Part
 from dataset.left_out import left_out_warning
-from dataset.oddities import Oddities
-from dataset.packing import best_fit, held_out_items
-from dataset.tokenizer import Tokenizer
 
-
-class EncodedConversations:
-    """Token ids and masks of the sequences that train some conversations, in two flat arrays.
-
-    A conversation is one sequence, or several where the chat template changes earlier turns
-    (`chat.training_sequences`). Answers that do not fit max_seq_len + 1 tokens are left out:
-    conversations that lose some of them count in `num_cut`, all of them in `num_too_long`.
-    `oddities` holds the counts over all conversations that came, also in both parts after `split`.
-
-    All of it is held in memory: 5 bytes a token (id and mask) and 110 a sequence; while it is
-    joined or split twice that for tokens and 350 for a sequence.
-    """
-
-    def __init__(
-        self, conversations: Iterable[Conversation], tokenizer: Tokenizer, max_seq_len: int
-    ) -> None:
-        self.eos_id = tokenizer.eos_id
-        self.tokenizer_fingerprint = tokenizer.fingerprint
-        self.num_cut = self.num_too_long = 0
-        self.oddities = Oddities(tokenizer.control_tokens)
-        self.sources: list[tuple[str, int]] = []  # file and line of every sequence kept
-        self.needed = array("I")  # [conversations that came] positions that each takes whole
-        self.kept = array("I")  # … positions that it has
-        conversation_of: list[int] = []
-        ids: list[np.ndarray] = []
-        masks: list[np.ndarray] = []
-        for number, conversation in enumerate(conversations):
-            self.oddities.add(conversation.as_text())
-            try:
-                whole = training_sequences(tokenizer, conversation.messages, conversation.tools)
-            except ValueError as error:  # the template cannot say it
-                raise ValueError(f"{conversation.path}:{conversation.line}: {error}") from None
-            sequences = [s for s in (cut(s, max_seq_len + 1) for s in whole) if s]
-            self.needed.append(max(len(s.ids) for s in whole) - 1)
-            self.kept.append(max((len(s.ids) - 1 for s in sequences), default=0))
-            if _num_answers(sequences) < _num_answers(whole):
-                self.num_cut += bool(sequences)
-                self.num_too_long += not sequences
-            for sequence in sequences:
-                ids.append(np.array(sequence.ids, np.int32))
-                masks.append(np.array(sequence.mask, np.uint8) & TRAINED)
-                self.sources.append((conversation.path, conversation.line))
-                conversation_of.append(number)
-        self.conversation_of = np.array(conversation_of, np.int64)  # of every sequence
-        self._join(ids, masks)
-
-    def split(self, val_fraction: float) -> tuple[EncodedConversations, EncodedConversations]:
-        """(training, held out): out go those with the smallest hashes, as `held_out_items` says.
-
-        All sequences of a conversation go to one side.
-        """
-        last = np.flatnonzero(np.diff(self.conversation_of, append=-1))  # holds all its turns
-        is_val = held_out_items([self[i][0].tobytes() for i in last], val_fraction)
-        is_val = np.repeat(is_val, np.diff(last, prepend=-1))
-        return self._subset(np.flatnonzero(~is_val)), self._subset(np.flatnonzero(is_val))
-
-    def _subset(self, indices: np.ndarray) -> EncodedConversations:
-        part = copy.copy(self)
-        chosen = [self[i] for i in indices]
-        part._join([ids for ids, _ in chosen], [mask for _, mask in chosen])
-        part.sources = [self.sources[i] for i in indices]
-        part.conversation_of = self.conversation_of[indices]
-        return part
-
-    def _join(self, ids: list[np.ndarray], masks: list[np.ndarray]) -> None:
-        self.ends = np.cumsum([len(x) for x in ids], dtype=np.int64)
-        self.ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
-        self.masks = np.concatenate(masks) if masks else np.zeros(0, np.uint8)
-
-    def __len__(self) -> int:
-        """The number of sequences."""
-        return len(self.ends)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        start, end = (self.ends[i - 1] if i else 0), self.ends[i]
-        return self.ids[start:end], self.masks[start:end]
-
-    @property
-    def num_conversations(self) -> int:
-        return len(np.unique(self.conversation_of))
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 [sequences]: tokens of each."""
-        return np.diff(self.ends, prepend=0)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over ids and masks, hexadecimal."""
-        digest = hashlib.sha256(self.tokenizer_fingerprint.encode())
-        for part in (self.ends, self.ids, self.masks):
-            digest.update(part.tobytes())
-        return digest.hexdigest()
-
-
-def _num_answers(sequences: list) -> int:
-    return sum(bool(m & MAY_END) for s in sequences for m in s.mask)
-
-
-def repeats_by_weight(encoded: EncodedConversations, weights: dict[str, float]) -> np.ndarray:
-    """int64 [sequences]: how often each is taken per epoch, from the weight of its file.
-
-    Weight 2 takes every conversation twice, 0.5 every second one, 1.5 them all and every second
-    one once more.
-    """
-    seen: dict[str, int] = {}
-    repeats = np.ones(len(encoded), np.int64)
-    for i, (path, _) in enumerate(encoded.sources):
-        is_new = i == 0 or encoded.conversation_of[i] != encoded.conversation_of[i - 1]
-        seen[path] = number = seen.get(path, 0) + is_new
-        weight = weights[path]
-        repeats[i] = math.floor(number * weight) - math.floor((number - 1) * weight)
-    return repeats
+FORMAT_VERSION = 1  # of cached rows: raise it whenever the same data would give others
 
 
 class SFTDataset(Dataset):
     """Rows of conversations: (X int64 [T], Y int64 [T], loss_mask float32 [T], document_ids [T]).
 
-    packing=False gives every conversation a row of its own, for comparison. `repeats` says how
-    often each conversation is taken per epoch (weights of files); None is once. Positions after the
-    last conversation hold eos, are masked, and are a document of their own. Item -1 is a filler.
-    Raises ValueError if there is no conversation at all.
+    encoded    the conversations, cut after an answer where they are too long
+    packing    False gives every sequence a row of its own, for comparison
+    part       which of the conversations
+    weights    of every file: 2 takes each conversation twice an epoch, 0.5 every second one, 1.5
+               them all and every second one once more; None: 1
+    cache_dir  where the rows are kept, once they are known; None: in memory
+
+    Positions after the last sequence hold eos, are masked, and are a document of their own. Item -1
+    is a filler. Raises NothingFits if no conversation has an answer that fits.
 
     num_tokens         positions that hold real tokens, per epoch
     documents_per_row  no row has more, the filled up end counted
+    fingerprint        SHA-256 over everything the rows are made from
     """
 
     def __init__(
         self,
-        encoded: EncodedConversations,
+        encoded: Encoded,
         max_seq_len: int,
         packing: bool = True,
-        repeats: np.ndarray | None = None,
+        part: Part = ALL,
+        weights: Sequence[float] | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
-        if len(encoded) == 0:
-            raise ValueError(
-                f"no conversation fits --max_seq_len {max_seq_len} "
-                f"({encoded.num_too_long} are too long)"
-            )
         self.encoded, self.max_seq_len = encoded, max_seq_len
-        self.packing = packing
-        items = np.arange(len(encoded))
-        if repeats is not None:
-            items = np.repeat(items, repeats)
-        if len(items) == 0:
-            raise ValueError("--data_weights: no conversation is left")
-        lengths = encoded.lengths[items] - 1
-        bins = best_fit(lengths, max_seq_len) if packing else [[i] for i in range(len(items))]
-        self.rows = [items[row] for row in bins]
-        # targets per conversation: the first token of a conversation is nobody's target
-        starts = np.concatenate(([0], encoded.ends[:-1]))
-        supervised = np.add.reduceat(encoded.masks, starts, dtype=np.int64)
-        per_row = [supervised[row].sum() for row in self.rows]
-        self._row_targets = np.array([*per_row, 0], np.int64)  # the last one is row -1's
-        self.num_tokens = int(lengths.sum())
-        self.documents_per_row = max(map(len, self.rows)) + 1
+        options = {"max_seq_len": max_seq_len, "packing": packing, "part": part, "weights": weights}
+
+        def make() -> tuple[dict, dict]:
+            return _rows(encoded, max_seq_len, packing, part, weights)
+
+        self._arrays, self.facts = cached_rows("conversations", encoded, options, make, cache_dir)
+        self.num_tokens: int = self.facts["num_tokens"]
+        self.documents_per_row: int = self.facts["documents_per_row"]
+        self.fingerprint: str = self.facts["fingerprint"]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._arrays["row_ends"])
+
+    @property
+    def items(self) -> dict[str, np.ndarray]:
+        """What the rows are filled with, row after row: "sequence" and "record", int64 [items]."""
+        return {"sequence": self._arrays["sequences"], "record": self._arrays["records"]}
+
+    def sequences(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids, mask) of the sequences in a row, as long as they are kept."""
+        place = items_of(self._arrays, row)
+        numbers, kept = self._arrays["sequences"][place], self._arrays["kept"][place]
+        whole = (self.encoded.sequence(i) for i in numbers.tolist())
+        return [(ids[:n], mask[:n] & TRAINED) for (ids, mask), n in zip(whole, kept.tolist())]
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
         T = self.max_seq_len
@@ -194,8 +86,7 @@ class SFTDataset(Dataset):
         loss_mask = np.zeros(T, np.float32)
         document_ids = np.zeros(T, np.int64)
         position = 0
-        for number, sequence in enumerate(self.rows[i] if i >= 0 else (), start=1):
-            ids, mask = self.encoded[sequence]
+        for number, (ids, mask) in enumerate(self.sequences(i) if i >= 0 else (), start=1):
             end = position + len(ids) - 1
             X[position:end], Y[position:end] = ids[:-1], ids[1:]
             loss_mask[position:end] = mask[1:]
@@ -205,12 +96,22 @@ class SFTDataset(Dataset):
 
     def loss_tokens(self, rows: np.ndarray) -> np.ndarray:
         """int64 [len(rows)]: the number of targets that count in each row, 0 for row -1."""
-        return self._row_targets[np.asarray(rows, np.int64)]
+        rows = np.asarray(rows, np.int64)
+        return np.where(rows < 0, 0, self._arrays["row_targets"][np.maximum(rows, 0)])
+
+    def first_sequences(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids, mask) of the first sequences, in the order of the data."""
+        numbers = self._arrays["sequences"]
+        first = np.argsort(numbers, kind="stable")[:count]
+        rows = np.searchsorted(self._arrays["row_ends"], first, side="right")
+        place = first - np.where(rows > 0, self._arrays["row_ends"][np.maximum(rows, 1) - 1], 0)
+        return [self.sequences(row)[at] for row, at in zip(rows.tolist(), place.tolist())]
 
     def place(self, row: int) -> str:
         """Where a row comes from: "a.jsonl:17 …", the file and line of its first conversation."""
-        path, line = self.encoded.sources[self.rows[row][0]]
-        return f"{path}:{line}" + (" …" if len(self.rows[row]) > 1 else "")
+        records = self._arrays["records"][items_of(self._arrays, row)]
+        path, line = self.encoded.source(int(records[0]))
+        return f"{path}:{line}" + (" …" if len(records) > 1 else "")
 
     @property
     def efficiency(self) -> float:
@@ -219,18 +120,120 @@ class SFTDataset(Dataset):
 
     def summary(self) -> str:
         """For a person: how many, how well packed, what was cut; a second line if that is much."""
-        encoded = self.encoded
-        warning = left_out_warning("conversations", encoded.needed, encoded.kept, self.max_seq_len)
+        facts = self.facts
         return (
-            f"{encoded.num_conversations:,} conversations in {len(self):,} rows, "
-            f"{self.efficiency:.1%} of the positions used; {encoded.num_cut:,} cut, "
-            f"{encoded.num_too_long:,} left out as too long; {encoded.oddities}"
-        ) + (f"\n{warning}" if warning else "")
+            f"{facts['num_conversations']:,} conversations in {len(self):,} rows, "
+            f"{self.efficiency:.1%} of the positions used; {facts['num_cut']:,} cut, "
+            f"{facts['num_too_long']:,} left out as too long; {facts['oddities']}"
+        ) + (f"\n{facts['warning']}" if facts["warning"] else "")
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over everything the rows are made from."""
-        digest = hashlib.sha256(self.encoded.fingerprint.encode())
-        digest.update(f"{self.max_seq_len} {self.packing}".encode())
-        digest.update(np.concatenate(self.rows).tobytes())
-        return digest.hexdigest()
+
+def cached_rows(kind: str, encoded: Encoded, options: dict, make, cache_dir: str | Path | None):
+    """(arrays, facts) that `make` gives, kept in a cache of rows if there is a cache_dir.
+
+    kind, options: what they depend on beside the files of `encoded` (JSON values).
+    """
+    if cache_dir is None:
+        return make()
+    keys = [file.key for file in encoded.files]
+    made_from = {"rows of": kind, "format_version": FORMAT_VERSION, "records": keys, **options}
+    made_from["part"] = list(options["part"])
+    return cached_arrays(Path(cache_dir), made_from, make, "cache of rows")
+
+
+def items_of(arrays, row: int) -> slice:
+    """Where the items of a row lie: arrays["row_ends"] says where those of each row end."""
+    ends = arrays["row_ends"]
+    return slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+
+
+def _rows(
+    encoded: Encoded, max_seq_len: int, packing: bool, part: Part, weights: Sequence | None
+) -> tuple[dict, dict]:
+    """The arrays of an SFTDataset, and facts about them.
+
+    row_ends     int64 [rows]: where the items of each row end
+    sequences    int64 [items]: the sequence that an item is
+    kept         uint32 [items]: how many tokens of it
+    records      int64 [items]: the conversation that it is of
+    row_targets  int64 [rows]: targets in it
+    """
+    lengths, kept = encoded.lengths(), encoded.cut_lengths(max_seq_len + 1)
+    ends = encoded.ends_of_records()
+    starts = np.concatenate([[0], ends[:-1]])
+    record_of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+    needed = np.maximum.reduceat(lengths, starts) - 1  # positions that each takes whole
+    has = np.maximum(np.maximum.reduceat(kept, starts) - 1, 0)  # … that it gets
+    num_too_long = int((has == 0).sum())
+    chosen = np.flatnonzero(kept)
+    if len(chosen) == 0:
+        raise NothingFits(
+            f"no conversation fits --max_seq_len {max_seq_len} ({num_too_long} are too long)"
+        )
+    is_last = np.diff(record_of[chosen], append=-1) != 0  # that sequence holds all its turns
+    last = chosen[is_last]
+    is_mine = np.zeros(len(ends), bool)
+    is_mine[record_of[last]] = part.has(encoded.contents("ids", last, kept[last]))
+    chosen = chosen[is_mine[record_of[chosen]]]
+    if len(chosen) == 0:
+        raise NothingFits("no conversation is held out")
+
+    items = np.arange(len(chosen))
+    if weights is not None:
+        items = np.repeat(items, _repeats(encoded, record_of[chosen], weights))
+    if len(items) == 0:
+        raise ValueError("--data_weights: no conversation is left")
+    positions = kept[chosen][items] - 1
+    if packing:
+        order, row_ends = best_fit(positions, max_seq_len)
+        items = items[order]
+    else:
+        row_ends = np.arange(1, len(items) + 1)
+    digest = hashlib.sha256(_fingerprint(encoded, chosen, kept[chosen]).encode())
+    digest.update(f"{max_seq_len} {packing}".encode() + items.tobytes())
+    targets = encoded.num_trained(chosen, kept[chosen])[items]
+    arrays = {
+        "row_ends": row_ends,
+        "sequences": chosen[items],
+        "kept": kept[chosen][items].astype(np.uint32),
+        "records": record_of[chosen][items],
+        "row_targets": np.add.reduceat(targets, np.concatenate([[0], row_ends[:-1]])),
+    }
+    facts = {
+        "num_tokens": int(positions.sum()),
+        "documents_per_row": int(np.diff(row_ends, prepend=0).max()) + 1,
+        "num_conversations": int(is_mine.sum()),
+        "num_cut": int(((has > 0) & (has < needed)).sum()),
+        "num_too_long": num_too_long,
+        "oddities": encoded.oddities(),
+        "warning": left_out_warning("conversations", needed, has, max_seq_len),
+        "fingerprint": digest.hexdigest(),
+    }
+    return arrays, facts
+
+
+def _fingerprint(encoded: Encoded, sequences: np.ndarray, kept: np.ndarray) -> str:
+    """SHA-256 over the tokenizer and some sequences, hexadecimal."""
+    digest = hashlib.sha256(encoded.tokenizer_fingerprint.encode())
+    digest.update(np.cumsum(kept).tobytes())
+    for name in ("ids", "masks"):
+        for content in encoded.contents(name, sequences, kept):
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _repeats(encoded: Encoded, records: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """int64 [sequences]: how often each is taken per epoch, from the weight of its file.
+
+    records: the conversation of every sequence, in order. Files of one path are one file.
+    """
+    file_of = np.searchsorted(encoded.first_records, records, side="right") - 1
+    is_new = np.diff(records, prepend=-1) != 0
+    repeats = np.zeros(len(records), np.int64)
+    for path in dict.fromkeys(file.path for file in encoded.files):
+        same = [i for i, file in enumerate(encoded.files) if file.path == path]
+        mine = np.isin(file_of, same)
+        number = np.cumsum(is_new[mine])  # of the conversation among those of its file
+        weight = weights[same[0]]
+        repeats[mine] = np.floor(number * weight) - np.floor((number - 1) * weight)
+    return repeats

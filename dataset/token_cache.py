@@ -1,25 +1,18 @@
 """Tokenise a data file once; afterwards read the tokens from a memory-mapped file.
 
-A cache is a folder `cache_dir/<key>/`, where the key is made of the data's content, the tokenizer
-and the options, so that it can never serve other data than it was made from:
+A cache is a folder (dataset/cache_folder.py) made from the data's content, the tokenizer and the
+options:
 
     tokens.bin      uint16 (vocabulary up to 65,536) or uint32; every document ends with the eos id
     documents.bin   int64, where each document ends in tokens.bin, in tokens, its eos included
     hashes.bin      uint64, BLAKE2b of each document's text: equal texts have equal hashes
     meta.json       what it was made from, counts, sizes and checksums of the three files
-
-It is written under another name, synced and renamed, so a folder with a valid name is complete.
 """
 
 import contextlib
-import hashlib
 import itertools
-import json
 import os
-import shutil
 import sys
-import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,21 +22,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.cache_folder import checksums, mapped, open_or_make
 from dataset.content_hash import content_hash
-from dataset.content_hash import new_name as _new_name
-from dataset.content_hash import sha256_of as _sha256
-from dataset.content_hash import write_synced as _write_synced
 from dataset.oddities import ControlStrings, count_repeats, described, text_hash
 from dataset.readers import check_path, files_of, format_of, read_texts
 from dataset.records import Problems
 from dataset.tokenizer import Tokenizer
-from model.json_file import read_json
 
 FORMAT_VERSION = 3  # part of the key: raise it whenever the same data would give other files
 BIN_FILES = ("tokens.bin", "documents.bin", "hashes.bin")
 BATCH_CHARACTERS = 1_000_000  # of text handed to the tokenizer's threads at a time
-SAMPLED_BLOCKS = 64  # of each file are checked when a cache is reused,
-BLOCK_BYTES = 4096  # evenly spread, the first and the last among them
+SAMPLES = 64  # places of a reused cache at which ids are looked at
 
 
 @dataclass(frozen=True)
@@ -64,17 +53,17 @@ class TokenFile:
     @cached_property
     def tokens(self) -> np.ndarray:
         """uint16 or uint32 [num_tokens], memory-mapped: all documents, each followed by eos."""
-        return _mapped(self.folder / "tokens.bin", self.meta["dtype"], self.num_tokens)
+        return mapped(self.folder / "tokens.bin", self.meta["dtype"], self.num_tokens)
 
     @cached_property
     def document_ends(self) -> np.ndarray:
         """int64 [num_documents], memory-mapped: one past the eos of each document."""
-        return _mapped(self.folder / "documents.bin", "<i8", self.num_documents)
+        return mapped(self.folder / "documents.bin", "<i8", self.num_documents)
 
     @cached_property
     def document_hashes(self) -> np.ndarray:
         """uint64 [num_documents], memory-mapped: a hash of each document's text."""
-        return _mapped(self.folder / "hashes.bin", "<u8", self.num_documents)
+        return mapped(self.folder / "hashes.bin", "<u8", self.num_documents)
 
     @property
     def num_tokens(self) -> int:
@@ -105,21 +94,6 @@ class TokenFile:
     @property
     def eos_id(self) -> int:
         return self.meta["eos_id"]
-
-
-def _mapped(file: Path, dtype: str, count: int) -> np.ndarray:
-    """The [count] items of a file, memory-mapped; nobody may write to them.
-
-    torch maps it, not numpy: numpy's maps keep a file handle each, and a system gives a process
-    about a thousand.
-    """
-    import torch  # only here: making a cache needs no model
-
-    dtype = np.dtype(dtype)
-    size = count * dtype.itemsize
-    items = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
-    items.flags.writeable = False
-    return items.view(dtype)
 
 
 def cached_tokens(
@@ -156,28 +130,14 @@ def cached_tokens(
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
     }
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache_dir / key
-    if folder.exists():
-        try:
-            return _report(_open_checked(folder, made_from), path)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            print(f"the token cache {folder} is damaged ({error}); making it anew", file=sys.stderr)
-
-    _remove_old_leftovers(cache_dir)
-    if show_progress is None:
-        show_progress = sys.stderr.isatty()
     problems = Problems()
-    temporary = _new_name(cache_dir, f".making-{key}")
-    try:
-        temporary.mkdir()
-        _tokenise(path, tokenizer, temporary, made_from, problems, show_progress, flag)
-        _put_in_place(temporary, folder, made_from)
-    except OSError as error:  # most likely a full disk, or no permission to write
-        raise ValueError(f"cannot make the token cache {folder} of {path}: {error}") from None
-    finally:  # also after Ctrl-C; nothing is left of it when the renaming succeeded
-        shutil.rmtree(temporary, ignore_errors=True)
-    return _report(_open_checked(folder, made_from), path)
+    show_progress = sys.stderr.isatty() if show_progress is None else show_progress
+
+    def make(folder: Path) -> dict:
+        return _tokenise(path, tokenizer, folder, made_from, problems, show_progress, flag)
+
+    folder, meta = open_or_make(cache_dir, made_from, make, _check, "token cache")
+    return _report(TokenFile(folder, meta), path)
 
 
 def _report(file: TokenFile, path: Path) -> TokenFile:
@@ -203,9 +163,9 @@ def _tokenise(
     problems: Problems,
     show_progress: bool,
     flag: str,
-) -> None:
-    """Write the three bin files and meta.json of `path` into `folder`, synced to the disk."""
-    dtype = _dtype(tokenizer.vocab_size)
+) -> dict:
+    """Write the three bin files of `path` into `folder`, synced; what meta.json says of them."""
+    dtype = dtype_of(tokenizer.vocab_size)
     eos = np.array([tokenizer.eos_id], dtype)
     control_strings = ControlStrings(tokenizer.control_tokens)
     num_tokens = num_documents = num_characters = num_bytes = num_with_control_strings = 0
@@ -249,8 +209,7 @@ def _tokenise(
         raise ValueError(f"{flag}: no text in {path}")
     if content_hash(path, folder.parent) != made_from["data_sha256"]:
         raise ValueError(f"{flag}: {path} was changed while it was read; start again")
-    meta = {
-        **made_from,
+    return {
         "data_name": path.name,
         "dtype": dtype.str,
         "num_tokens": num_tokens,
@@ -262,13 +221,12 @@ def _tokenise(
         "skipped_records": problems.count,
         "first_problems": problems.first,
         "remarks": problems.remarks_of(str(path)).lines(),
-        "files": {name: _checksums(folder / name) for name in BIN_FILES},
+        "files": checksums(folder),
     }
-    _write_synced(folder / "meta.json", json.dumps(meta, indent=2))
-    _sync_folder(folder)
 
 
-def _dtype(vocab_size: int) -> np.dtype:
+def dtype_of(vocab_size: int) -> np.dtype:
+    """What ids are kept as."""
     return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
 
 
@@ -292,89 +250,25 @@ def _batches(
         yield batch
 
 
-def _put_in_place(temporary: Path, folder: Path, made_from: dict) -> None:
-    """Rename a finished cache to its valid name, where another process may have been faster."""
-    for _ in range(10):
-        try:
-            temporary.rename(folder)
-            _sync_folder(folder.parent)
-            return
-        except OSError:
-            if not folder.exists():
-                raise
-        with contextlib.suppress(Exception):
-            _open_checked(folder, made_from)
-            return
-        # What is there is damaged. It leaves its name in one step, then it is deleted.
-        grave = _new_name(folder.parent, ".damaged")
-        with contextlib.suppress(FileNotFoundError):  # another process may have moved it
-            folder.rename(grave)
-        shutil.rmtree(grave, ignore_errors=True)
-    raise ValueError(f"cannot replace the damaged token cache {folder}; delete it")
-
-
-def _open_checked(folder: Path, made_from: dict) -> TokenFile:
-    """Open a cache; raises (most likely ValueError) saying what is wrong with a damaged one.
-
-    Compares what it was made from, the sizes, and a checksum of sampled blocks, and looks for ids
-    outside the vocabulary in a sample: a few milliseconds, however large the files are.
-    """
-    meta = read_json(folder / "meta.json")
-    for name, value in (made_from | {"dtype": _dtype(made_from["vocab_size"]).str}).items():
-        if meta[name] != value:
-            raise ValueError(f"meta.json: expected {name} {value}, got {meta[name]}")
+def _check(folder: Path, meta: dict) -> None:
+    """ValueError if the counts do not fit the files, or a sample has ids outside the vocabulary."""
+    if meta["dtype"] != (dtype := dtype_of(meta["vocab_size"]).str):
+        raise ValueError(f"meta.json: expected dtype {dtype}, got {meta['dtype']}")
     file = TokenFile(folder, meta)
     item_bytes = (np.dtype(meta["dtype"]).itemsize, 8, 8)
     items = (file.num_tokens, file.num_documents, file.num_documents)
     for name, count, width in zip(BIN_FILES, items, item_bytes):
-        size = (folder / name).stat().st_size
+        size = meta["files"][name]["size"]
         if size != count * width or size == 0:
             raise ValueError(f"{name}: expected {count * width} bytes, got {size}")
-        if _sample_crc32(folder / name) != meta["files"][name]["sample_crc32"]:
-            raise ValueError(f"{name}: its content is not what was written")
-    starts = [(file.num_tokens - 1) * i // (SAMPLED_BLOCKS - 1) for i in range(SAMPLED_BLOCKS)]
-    largest = max(int(file.tokens[start : start + 1024].max()) for start in starts)
-    if largest >= meta["vocab_size"]:
-        raise ValueError(f"tokens.bin: expected ids below {meta['vocab_size']}, got {largest}")
+    check_ids(file.tokens, "tokens.bin", meta["vocab_size"])
     if int(file.document_ends[-1]) != file.num_tokens:
         raise ValueError(f"documents.bin: the last document does not end at {file.num_tokens}")
-    return file
 
 
-def _checksums(file: Path) -> dict:
-    return {
-        "size": file.stat().st_size,
-        "sha256": _sha256(file),
-        "sample_crc32": _sample_crc32(file),
-    }
-
-
-def _sample_crc32(file: Path) -> int:
-    """CRC-32 of SAMPLED_BLOCKS blocks spread over the file (of all of it when it is small)."""
-    size, crc = file.stat().st_size, 0
-    last = max(0, size - BLOCK_BYTES)
-    with open(file, "rb") as stream:
-        for i in range(SAMPLED_BLOCKS):
-            stream.seek(last * i // (SAMPLED_BLOCKS - 1))
-            crc = zlib.crc32(stream.read(BLOCK_BYTES), crc)
-    return crc
-
-
-def _remove_old_leftovers(cache_dir: Path) -> None:
-    """Delete what processes that were killed more than a day ago left unfinished."""
-    for pattern in (".making-*", ".damaged-*", ".content_hashes-*"):
-        for leftover in cache_dir.glob(pattern):
-            with contextlib.suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > 24 * 3600:
-                    if leftover.is_dir():
-                        shutil.rmtree(leftover, ignore_errors=True)
-                    else:
-                        leftover.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files; not possible on Windows, nor needed."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def check_ids(ids: np.ndarray, name: str, vocab_size: int) -> None:
+    """ValueError if one of some ids, at SAMPLES places, is outside the vocabulary."""
+    starts = [(len(ids) - 1) * i // (SAMPLES - 1) for i in range(SAMPLES)]
+    largest = max(int(ids[start : start + 1024].max()) for start in starts)
+    if largest >= vocab_size:
+        raise ValueError(f"{name}: expected ids below {vocab_size}, got {largest}")

@@ -21,9 +21,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.demo import write_demo
-from dataset.dpo import DPODataset, EncodedPairs
-from dataset.pairs import read_pairs
+from dataset.dpo import DPODataset
+from dataset.encoded import HELD_OUT, Part
 from dataset.readers import read_records
+from dataset.record_cache import encoded_records
 from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.hf_format import load_model, weights_sha256
@@ -86,8 +87,8 @@ def main():
 
     # the pairs that train_dpo.py held out
     used = json.loads((runs["dpo"] / "args.json").read_text())
-    pairs = EncodedPairs(read_pairs(demo["dpo.jsonl"]), tokenizer, used["max_seq_len"])
-    pairs = DPODataset(pairs.split(used["val_fraction"])[1], used["max_seq_len"])
+    pairs = encoded_records("pairs", [demo["dpo.jsonl"]], tokenizer, used["cache_dir"])
+    pairs = DPODataset(pairs, used["max_seq_len"], Part(HELD_OUT, used["val_fraction"]))
 
     def answers_log_probs(model) -> torch.Tensor:
         return pair_log_probs(model, pairs, 2, ranks, nullcontext()).cpu()

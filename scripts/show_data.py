@@ -10,27 +10,27 @@ with it, by file and line.
 """
 
 import sys
-from itertools import groupby, islice
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.chat import choose_template
-from dataset.conversations import read_conversations
+from dataset.chat_turns import MAY_END, TRAINED
 from dataset.demo import write_demo
-from dataset.dpo import DPODataset, EncodedPairs
-from dataset.pairs import read_pairs
+from dataset.dpo import DPODataset
+from dataset.encoded import Encoded, NothingFits
+from dataset.record_cache import encoded_records, with_template
 from dataset.records import Problems
-from dataset.sft import EncodedConversations, SFTDataset
+from dataset.sft import SFTDataset
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from scripts.validate_data import kind_of_file
 from training import cli
 
 GREEN, RED, DIM, BOLD, OFF = "\033[32m", "\033[31m", "\033[2m", "\033[1m", "\033[0m"
 BARS = "▁▂▃▄▅▆▇█"
-NO_LIMIT = 1 << 17
 
 
 def parse_args():
@@ -42,6 +42,7 @@ def parse_args():
     add("--max_seq_len", type=cli.at_least(1), default=None, help=text)
     add("--num", type=cli.at_least(0), default=3, help="how many to print of each file")
     add("--line", type=cli.at_least(1), default=1, help="line of the first one to print")
+    add("--cache_dir", type=Path, default=Path("out/cache"), help="folder of encoded data")
     text = "auto: on a terminal"
     add("--color", choices=["auto", "always", "never"], default="auto", help=text)
     return parser.parse_args()
@@ -81,79 +82,84 @@ def lengths_line(lengths: np.ndarray) -> str:
     )
 
 
-def show_conversations(path: str, tokenizer: Tokenizer, args, color: bool, problems: Problems):
+def chosen_records(encoded: Encoded, args) -> list[int]:
+    """The first --num records from --line on."""
+    lines = encoded.files[0].arrays["lines"]
+    return np.flatnonzero(lines >= args.line)[: args.num].tolist()
+
+
+def show_conversations(encoded: Encoded, tokenizer: Tokenizer, args, color: bool) -> Iterator[str]:
     """Print some conversations of a file and yield its figures."""
-    conversations = list(read_conversations(path, "skip", problems))
-    choose_template(tokenizer, conversations)
-    chosen = (c for c in conversations if c.line >= args.line)
-    for conversation in islice(chosen, args.num):
-        whole = EncodedConversations([conversation], tokenizer, NO_LIMIT)
-        kept = EncodedConversations([conversation], tokenizer, args.max_seq_len)
-        kept = [ids.tolist() for ids, _ in (kept[i] for i in range(len(kept)))]
-        for i in range(len(whole)):
-            ids, mask = whole[i]
-            end = max((len(k) for k in kept if ids[: len(k)].tolist() == k), default=0)
+    ends = encoded.ends_of_records()
+    for record in chosen_records(encoded, args):
+        first, end = (int(ends[record - 1]) if record else 0), int(ends[record])
+        for i in range(first, end):
+            ids, mask = encoded.sequence(i)
+            cuts = np.flatnonzero(mask[: args.max_seq_len + 1] & MAY_END)
+            kept = len(ids) if len(ids) <= args.max_seq_len + 1 else cuts.max(initial=-1) + 1
+            mask = mask & TRAINED
             facts = f"{len(ids)} tokens, {mask.sum()} trained on"
-            facts += f" · sequence {i + 1} of {len(whole)}" * (len(whole) > 1)
-            print(heading(whole.sources[i], facts, color))
-            print(token_text(tokenizer, ids[:end], mask[:end], color))
-            if end < len(ids):
-                at = "cut here" if end else "left out"
+            facts += f" · sequence {i - first + 1} of {end - first}" * (end - first > 1)
+            print(heading(encoded.source(record), facts, color))
+            print(token_text(tokenizer, ids[:kept], mask[:kept], color))
+            if kept < len(ids):
+                at = "cut here" if kept else "left out"
                 print(painted(f"✂ {at}: longer than --max_seq_len {args.max_seq_len}", RED, color))
-                print(painted(tokenizer.decode(ids[end:].tolist()).rstrip("\n"), DIM, color))
-    yield f"{len(conversations):,} conversations"
-    whole = EncodedConversations(conversations, tokenizer, NO_LIMIT)
-    if not len(whole):
+                rest = tokenizer.decode(ids[kept:].tolist()).rstrip("\n")
+                print(painted(rest, DIM, color))
+    yield f"{encoded.num_records:,} conversations"
+    lengths = encoded.lengths()
+    trained = encoded.num_trained(np.arange(len(lengths)), lengths).sum() / lengths.sum()
+    yield f"{lengths.sum():,} tokens, {trained:.1%} of them trained on"
+    yield lengths_line(lengths)
+    yield encoded.oddities()
+    try:
+        packed, apart = (SFTDataset(encoded, args.max_seq_len, way) for way in (True, False))
+    except NothingFits as error:
+        yield str(error)
         return
-    yield f"{len(whole.ids):,} tokens, {whole.masks.mean():.1%} of them trained on"
-    yield lengths_line(whole.lengths)
-    yield str(whole.oddities)
-    kept = EncodedConversations(conversations, tokenizer, args.max_seq_len)
+    facts = packed.facts
     yield (
-        f"at --max_seq_len {args.max_seq_len}: {kept.num_cut:,} cut after an answer, "
-        f"{kept.num_too_long:,} left out"
+        f"at --max_seq_len {args.max_seq_len}: {facts['num_cut']:,} cut after an answer, "
+        f"{facts['num_too_long']:,} left out"
     )
-    if len(kept):
-        packed, apart = (SFTDataset(kept, args.max_seq_len, packing) for packing in (True, False))
-        yield (
-            f"{len(packed):,} rows packed, {packed.efficiency:.1%} of the positions used; "
-            f"{len(apart):,} unpacked, {apart.efficiency:.1%}"
-        )
+    yield (
+        f"{len(packed):,} rows packed, {packed.efficiency:.1%} of the positions used; "
+        f"{len(apart):,} unpacked, {apart.efficiency:.1%}"
+    )
 
 
-def show_pairs(path: str, tokenizer: Tokenizer, args, color: bool, problems: Problems):
+def show_pairs(encoded: Encoded, tokenizer: Tokenizer, args, color: bool) -> Iterator[str]:
     """Print some pairs of a file and yield its figures."""
-    pairs = list(read_pairs(path, "skip", problems=problems))
-    choose_template(tokenizer, pairs)
-    chosen = (pair for pair in pairs if pair.line >= args.line)
-    for pair in islice(chosen, args.num):
-        encoded = EncodedPairs([pair], tokenizer, NO_LIMIT)
-        (ids, mask), (_, other_mask) = encoded.sequences
+    for record in chosen_records(encoded, args):
+        sides = [encoded.sequence(i) for i in (2 * record, 2 * record + 1)]
+        sides = [(ids, mask & TRAINED) for ids, mask in sides]
+        (ids, mask), (_, other_mask) = sides
         start = int(mask.argmax())
         facts = f"prompt {start}, chosen {mask.sum()}, rejected {other_mask.sum()} tokens"
-        print(heading(encoded.sources[0], facts, color))
+        print(heading(encoded.source(record), facts, color))
         print(token_text(tokenizer, ids[:start], mask[:start], color))
-        for name, style, (ids, mask) in zip(("chosen", "rejected"), (GREEN, RED),
-                                            encoded.sequences, strict=True):  # fmt: skip
+        for name, style, (ids, mask) in zip(("chosen", "rejected"), (GREEN, RED), sides):
             text = token_text(tokenizer, ids[start:], mask[start:], color, style)
             print(f"{painted(name + ':', BOLD, color)} {text}")
-    yield f"{len(pairs):,} pairs"
-    whole = EncodedPairs(pairs, tokenizer, NO_LIMIT)
-    if not len(whole):
-        return
-    yield lengths_line(np.array([len(ids) for ids, _ in whole.sequences]))
-    answers = np.array([mask.sum() for _, mask in whole.sequences]).reshape(-1, 2)
+    yield f"{encoded.num_records:,} pairs"
+    lengths = encoded.lengths()
+    yield lengths_line(lengths)
+    answers = encoded.num_trained(np.arange(len(lengths)), lengths).reshape(-1, 2)
     longer = (answers[:, 0] > answers[:, 1]).mean()
     chosen_mean, rejected_mean = answers.mean(0)
     yield (
         f"answers: {chosen_mean:.1f} tokens chosen, {rejected_mean:.1f} rejected on average; "
         f"the chosen one is longer in {longer:.1%}"
     )
-    yield str(whole.oddities)
-    kept = EncodedPairs(pairs, tokenizer, args.max_seq_len)
-    yield f"at --max_seq_len {args.max_seq_len}: {kept.num_too_long:,} left out"
-    if len(kept):
-        yield DPODataset(kept, args.max_seq_len).summary().split(";")[0]
+    yield encoded.oddities()
+    try:
+        dataset = DPODataset(encoded, args.max_seq_len)
+    except NothingFits as error:
+        yield str(error)
+        return
+    yield f"at --max_seq_len {args.max_seq_len}: {dataset.facts['num_too_long']:,} left out"
+    yield dataset.summary().split(";")[0]
 
 
 def main():
@@ -166,10 +172,12 @@ def main():
     demo = write_demo("out/demo_data") if args.data_path is None else {}
     for path in args.data_path or [demo["sft.jsonl"], demo["dpo.jsonl"]]:
         of_pairs = kind_of_file(path) == "pairs"
-        show, usual = (show_pairs, 4096) if of_pairs else (show_conversations, 1024)
+        kind, show, usual = (
+            ("pairs", show_pairs, 4096) if of_pairs else ("conversations", show_conversations, 1024)
+        )
         args.max_seq_len = asked or usual
-        problems = Problems()
-        figures = list(show(path, tokenizer, args, color, problems))
+        encoded, problems = encoded_file(kind, path, tokenizer, args.cache_dir)
+        figures = list(show(encoded, tokenizer, args, color)) if encoded.num_records else []
         print("\n" + painted(str(path), BOLD, color))
         for line in figures:
             print(f"  {line}")
@@ -178,6 +186,18 @@ def main():
         print(painted(f"  {problems.count:,} bad records", RED if problems.count else "", color))
         for problem in problems.first:
             print(f"    {problem}")
+
+
+def encoded_file(
+    kind: str, path: str, tokenizer: Tokenizer, cache_dir: Path
+) -> tuple[Encoded, Problems]:
+    """The good records of a file, from training's own cache, and what is to be said of the rest."""
+
+    def encode() -> tuple[Encoded, Problems]:
+        problems = Problems()
+        return encoded_records(kind, [path], tokenizer, cache_dir, problems=problems), problems
+
+    return with_template(tokenizer, encode)
 
 
 if __name__ == "__main__":

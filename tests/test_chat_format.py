@@ -18,8 +18,9 @@ from dataset import chat
 from dataset.chat import cut, encode_conversation, parse_answer, said_aloud
 from dataset.chat import training_sequences as whole_sequences
 from dataset.chat_turns import MAY_END, TRAINED
-from dataset.conversations import Conversation, to_conversation
+from dataset.conversations import to_conversation
 from dataset.messages import normal_content
+from dataset.record_cache import encoded_records, with_template
 from dataset.tokenizer import load_tokenizer
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model" / "tokenizer"
@@ -399,9 +400,10 @@ def test_thoughts_without_a_place_are_refused(both):
         training_sequences(ours, talk)
 
 
-def test_which_template_a_fine_tuned_model_gets(both):
+def test_which_template_a_fine_tuned_model_gets(both, tmp_path):
     """Its folder's own; or ours, the one that can think as soon as the data do."""
     ours, _ = both
+    path = tmp_path / "data.jsonl"
     for own, teaches, expected in (
         (None, False, chat.NO_THINKING),
         (None, True, chat.THINKING),
@@ -410,8 +412,9 @@ def test_which_template_a_fine_tuned_model_gets(both):
         (QWEN3, True, QWEN3),
     ):
         ours.chat_template = own
-        talk = [{"role": "assistant", "content": "a", "reasoning_content": "t" * teaches}]
-        chat.choose_template(ours, [Conversation(talk, None, "f", 1)])
+        answer = {"role": "assistant", "content": "a", "reasoning_content": "t" * teaches}
+        path.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}, answer]}))
+        with_template(ours, lambda: encoded_records("conversations", [path], ours, tmp_path))
         assert ours.chat_template == expected
 
 

@@ -12,10 +12,11 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
 from dataset.chat import encode_conversation
-from dataset.dpo import DPODataset, EncodedPairs
+from dataset.dpo import DPODataset
 from dataset.pairs import read_pairs
 from dataset.records import DataError
 from model.hf_format import load_model
+from tests.encode import encode
 from tests.oracle_models import open_there, our_model, random_numbers, save_here
 from train_dpo import METRICS, preference_loss
 from training.distributed import Ranks
@@ -54,12 +55,17 @@ def flags(loss="sigmoid", **more):
 
 @pytest.fixture
 def encoded(tmp_path, tiny_tokenizer):
-    return EncodedPairs(read_pairs(pairs_file(tmp_path)), tiny_tokenizer, 160)
+    return encode("pairs", pairs_file(tmp_path), tiny_tokenizer)
 
 
-def padded_batch(encoded):
+def sides_of(dataset):
+    """(ids, mask) of every chosen and rejected conversation, pair after pair."""
+    return [side for pair in range(dataset.total) for side in dataset.sides(pair)]
+
+
+def padded_batch(dataset):
     """All chosen, then all rejected, padded on the right, as trl's collator lays them out."""
-    order = [*encoded.sequences[::2], *encoded.sequences[1::2]]
+    order = [*sides_of(dataset)[::2], *sides_of(dataset)[1::2]]
     longest = max(len(ids) for ids, _ in order)
     batch = {"input_ids": [], "attention_mask": [], "completion_mask": []}
     for ids, mask in order:
@@ -101,7 +107,7 @@ def test_loss_and_rewards_equal_trl(tmp_path, tiny_tokenizer_dir, encoded, loss)
     )  # fmt: skip
     trainer.model.eval()
     with torch.no_grad():
-        theirs = trainer.compute_loss(trainer.model, padded_batch(encoded)).item()
+        theirs = trainer.compute_loss(trainer.model, padded_batch(dataset)).item()
     logged = {name: np.mean(v) for name, v in trainer._metrics["eval"].items()}
     assert ours["loss"] == pytest.approx(theirs, rel=1e-4)
     for name, key in (
@@ -144,7 +150,7 @@ def test_packed_pairs_equal_single_sequences(encoded):
     documents = [len(row[3].unique_consecutive()) for row in dataset]
     assert max(documents) <= dataset.documents_per_row <= max(documents) + 1
     packed = pair_log_probs(model, dataset, 2, ALONE, NO_AUTOCAST)
-    for number, (ids, mask) in enumerate(encoded.sequences):
+    for number, (ids, mask) in enumerate(sides_of(dataset)):
         ids = torch.tensor(ids, dtype=torch.int64)
         with torch.no_grad():
             log_probs = model(ids[None, :-1])[0][0].log_softmax(-1)
@@ -156,9 +162,11 @@ def test_packed_pairs_equal_single_sequences(encoded):
 
 def test_a_pair_shares_its_prompt(encoded, tiny_tokenizer, tmp_path):
     """Chosen and rejected begin with the same ids; only the last answer is masked in."""
-    for pair, (chosen, rejected) in zip(
-        read_pairs(pairs_file(tmp_path)), zip(encoded.sequences[::2], encoded.sequences[1::2])
-    ):
+    dataset = DPODataset(encoded, 160)
+    pairs = list(read_pairs(pairs_file(tmp_path)))
+    assert len(pairs) == dataset.total
+    for number, pair in enumerate(pairs):
+        chosen, rejected = dataset.sides(number)
         prompt, _ = encode_conversation(tiny_tokenizer, pair.prompt, add_generation_prompt=True)
         for (ids, mask), answer in ((chosen, pair.chosen), (rejected, pair.rejected)):
             assert ids[: len(prompt)].tolist() == prompt and not mask[: len(prompt)].any()
@@ -170,7 +178,7 @@ def test_every_pair_is_in_one_row(encoded):
     """Rows hold whole pairs, each once; what is too long is counted and left out."""
     dataset = DPODataset(encoded, 160)
     seen = [int(p) for row in dataset for p in row[4] if p >= 0]
-    assert sorted(seen) == list(range(len(encoded)))
+    assert sorted(seen) == list(range(encoded.num_records))
     counts = dataset.num_pairs(np.arange(len(dataset)))
     assert counts.tolist() == [int((row[4] >= 0).sum()) for row in dataset]
     X, _, loss_mask, _, pairs = dataset[-1]
@@ -180,12 +188,11 @@ def test_every_pair_is_in_one_row(encoded):
 
 def test_too_long_pairs_are_counted(tmp_path, tiny_tokenizer):
     """An answer is never cut: a pair that does not fit a row is left out."""
-    whole = EncodedPairs(read_pairs(pairs_file(tmp_path)), tiny_tokenizer, 160)
-    short = EncodedPairs(read_pairs(pairs_file(tmp_path)), tiny_tokenizer, 60)
-    assert 0 < short.num_too_long == len(whole) - len(short)
-    none = EncodedPairs(read_pairs(pairs_file(tmp_path)), tiny_tokenizer, 8)
+    encoded = encode("pairs", pairs_file(tmp_path), tiny_tokenizer)
+    whole, short = DPODataset(encoded, 160), DPODataset(encoded, 60)
+    assert 0 < short.facts["num_too_long"] == whole.total - short.total
     with pytest.raises(ValueError, match="--max_seq_len 8"):
-        DPODataset(none, 8)
+        DPODataset(encoded, 8)
 
 
 def test_cached_reference_equals_a_fresh_one(tmp_path, encoded):

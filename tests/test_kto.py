@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from trl import KTOConfig, KTOTrainer
 
 import train_kto
-from dataset.judged import read_judged
-from dataset.kto import EncodedJudged, KTODataset
+from dataset.kto import KTODataset
 from model.hf_format import load_model
+from tests.encode import encode
 from tests.oracle_models import open_there, our_model, random_numbers, save_here
 from tests.processes import in_two_processes
 from tests.small_runs import make_inputs
@@ -35,7 +35,7 @@ def padded_batch(dataset):
     """All records, padded on the right, as trl's collator lays them out."""
     batch = {"label": dataset.labels}
     for side, prefix in enumerate(("", "KL_")):
-        sequences = [dataset.documents(i)[side] for i in range(len(dataset.encoded))]
+        sequences = [dataset.documents(i)[side] for i in range(dataset.total)]
         longest = max(len(ids) for ids, _ in sequences)
         columns = {"input_ids": [], "attention_mask": [], "completion_mask": []}
         for ids, mask in sequences:
@@ -56,8 +56,7 @@ def test_loss_and_rewards_equal_trl(tmp_path, tiny_tokenizer, tiny_tokenizer_dir
     policy_dir, reference_dir = (
         save_here(our_model(NUMBERS, seed=seed), tmp_path / f"{seed}") for seed in seeds
     )
-    encoded = EncodedJudged(read_judged(judged_file(tmp_path)), tiny_tokenizer, 256)
-    dataset = KTODataset(encoded, 256)
+    dataset = KTODataset(encode("judged", judged_file(tmp_path), tiny_tokenizer), 256)
     policy, reference = (
         pair_log_probs(load_model(folder), dataset, 2, ALONE, NO_AUTOCAST)
         for folder in (policy_dir, reference_dir)

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.chat import encode_conversation
+from dataset.encoded import HELD_OUT, Part
 from dataset.judged import read_judged
-from dataset.kto import EncodedJudged, KTODataset, mismatched
+from dataset.kto import KTODataset, mismatched
+from tests.encode import encode
 
 
 def say(role, content):
@@ -32,12 +34,12 @@ def judged_file(folder, count=12):
 
 @pytest.fixture
 def encoded(tmp_path, tiny_tokenizer):
-    return EncodedJudged(read_judged(judged_file(tmp_path)), tiny_tokenizer, 256)
+    return encode("judged", judged_file(tmp_path), tiny_tokenizer)
 
 
-def parts(encoded, i):
+def parts(dataset, i):
     """The ids of a record's prompt and of its answer."""
-    ids, mask = encoded.sequence(i)
+    ids, mask = dataset.sequence(i)
     start = int(mask.argmax())
     return ids[:start].tolist(), ids[start:].tolist()
 
@@ -50,8 +52,8 @@ def test_rows_hold_two_documents_a_record(encoded):
     for X, Y, loss_mask, document_ids, records in dataset:
         for k, record in enumerate(records[records >= 0].tolist()):
             seen.append(record)
-            prompt, answer = parts(encoded, record)
-            other_prompt, other = parts(encoded, dataset.others[record])
+            prompt, answer = parts(dataset, record)
+            other_prompt, other = parts(dataset, dataset.others[record])
             assert prompt != other_prompt and answer != other
             for side, end in enumerate((answer, other)):
                 inside = document_ids == 2 * k + 1 + side
@@ -61,7 +63,7 @@ def test_rows_hold_two_documents_a_record(encoded):
                 assert learned == end[: len(learned)] and len(learned) in (len(end), len(end) - 1)
         assert not loss_mask[document_ids == 0].any()
         assert len(document_ids.unique()) <= dataset.documents_per_row
-    assert sorted(seen) == list(range(len(encoded)))
+    assert sorted(seen) == list(range(encoded.num_records))
     counts = dataset.num_records(np.arange(len(dataset)))
     assert counts.tolist() == [int((row[4] >= 0).sum()) for row in dataset]
     X, _, loss_mask, _, records = dataset[-1]
@@ -71,46 +73,53 @@ def test_rows_hold_two_documents_a_record(encoded):
 def test_the_answer_alone_is_masked_in(encoded, tiny_tokenizer, tmp_path):
     """The ids before it are those that a model is given to answer; it ends its turn itself."""
     records = list(read_judged(judged_file(tmp_path)))
-    assert len(records) == len(encoded)
+    dataset = KTODataset(encoded, 256)
+    assert len(records) == dataset.total
     for i, record in enumerate(records):
         prompt, _ = encode_conversation(tiny_tokenizer, record.prompt, add_generation_prompt=True)
-        ids, mask = encoded.sequence(i)
-        assert ids[: len(prompt)].tolist() == prompt and encoded.prompts[i] == len(prompt)
+        ids, mask = dataset.sequence(i)
+        assert ids[: len(prompt)].tolist() == prompt and dataset.prompts[i] == len(prompt)
         said = tiny_tokenizer.decode(ids[mask == 1].tolist())
         assert said == record.answer[0]["content"] + "<|im_end|>"
-        assert encoded.labels[i] == record.label == (i % 2 == 0)
-        assert encoded.source(i) == (record.path, record.line)
+        assert dataset.labels[i] == record.label == (i % 2 == 0)
+        assert dataset.source(i) == (record.path, record.line)
 
 
 def test_what_does_not_fit(tmp_path, tiny_tokenizer):
     """A judged answer is never cut; the other one is, so that both fit a row."""
-    whole = EncodedJudged(read_judged(judged_file(tmp_path)), tiny_tokenizer, 256)
-    needed = whole.lengths - 1 + whole.prompts
+    encoded = encode("judged", judged_file(tmp_path), tiny_tokenizer)
+    whole = KTODataset(encoded, 256)
+    needed = encoded.lengths() - 1 + whole.prompts
     T = int(np.sort(needed)[-4])
-    short = EncodedJudged(read_judged(judged_file(tmp_path)), tiny_tokenizer, T)
-    assert len(whole) - len(short) == short.num_too_long == int((needed > T).sum()) > 0
-    dataset = KTODataset(short, T)
-    lengths = [[len(ids) for ids, _ in dataset.documents(i)] for i in range(len(short))]
-    of_others = [len(parts(short, dataset.others[i])[1]) for i in range(len(short))]
+    dataset = short = KTODataset(encoded, T)
+    too_long = short.facts["num_too_long"]
+    assert whole.total - short.total == too_long == int((needed > T).sum()) > 0
+    lengths = [[len(ids) for ids, _ in dataset.documents(i)] for i in range(short.total)]
+    of_others = [len(parts(short, dataset.others[i])[1]) for i in range(short.total)]
     is_cut = [n[1] < p + other for n, p, other in zip(lengths, short.prompts, of_others)]
-    assert 0 < sum(is_cut) < len(short)
+    assert 0 < sum(is_cut) < short.total
     for i, (own, other) in enumerate(lengths):
-        assert own == short.lengths[i] and own - 1 + other - 1 <= T and other > short.prompts[i]
+        assert (
+            own == len(short.sequence(i)[0])
+            and own - 1 + other - 1 <= T
+            and other > short.prompts[i]
+        )
         assert is_cut[i] == (own - 1 + other - 1 == T) or not is_cut[i]
         assert dataset.documents(i)[1][1].sum() >= 1  # something is left to measure
     with pytest.raises(ValueError, match="--max_seq_len 8"):
-        KTODataset(EncodedJudged(read_judged(judged_file(tmp_path)), tiny_tokenizer, 8), 8)
+        KTODataset(encoded, 8)
 
 
 def test_a_prompt_is_on_one_side_of_the_split(encoded):
     """Records of one prompt are trained on or held out together; each keeps its label."""
-    training, held_out = encoded.split(0.3)
-    assert len(training) + len(held_out) == len(encoded) and len(held_out) > 1
-    prompts = [{tuple(parts(p, i)[0]) for i in range(len(p))} for p in (training, held_out)]
+    whole = KTODataset(encoded, 256)
+    both = [KTODataset(encoded, 256, Part(side, 0.3)) for side in ("train", HELD_OUT)]
+    assert sum(part.total for part in both) == whole.total and both[1].total > 1
+    prompts = [{tuple(parts(p, i)[0]) for i in range(p.total)} for p in both]
     assert not prompts[0] & prompts[1]
-    labels = {encoded.source(i): encoded.labels[i] for i in range(len(encoded))}
-    for part in (training, held_out):
-        assert [labels[part.source(i)] for i in range(len(part))] == part.labels.tolist()
+    labels = {whole.source(i): whole.labels[i] for i in range(whole.total)}
+    for part in both:
+        assert [labels[part.source(i)] for i in range(part.total)] == part.labels.tolist()
 
 
 def test_the_fingerprint_knows_labels_and_contents(tmp_path, tiny_tokenizer):
@@ -120,7 +129,7 @@ def test_the_fingerprint_knows_labels_and_contents(tmp_path, tiny_tokenizer):
 
     def fingerprint(text):
         path.write_text(text)
-        return KTODataset(EncodedJudged(read_judged(path), tiny_tokenizer, 160), 160).fingerprint
+        return KTODataset(encode("judged", path, tiny_tokenizer), 160).fingerprint
 
     first = fingerprint(text)
     assert fingerprint(text.replace('"label"', '"rater": 1, "label"')) == first
@@ -160,4 +169,4 @@ def test_no_other_answer_is_an_error(tmp_path, tiny_tokenizer):
     records = [{"prompt": "q", "completion": f"{i}", "label": True} for i in range(3)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(ValueError, match=r"judged\.jsonl:1: no other record"):
-        KTODataset(EncodedJudged(read_judged(path), tiny_tokenizer, 160), 160)
+        KTODataset(encode("judged", path, tiny_tokenizer), 160)

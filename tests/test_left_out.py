@@ -9,11 +9,10 @@ import pytest
 import train_dpo
 import train_full_sft
 import train_lora
-from dataset.conversations import read_conversations
-from dataset.dpo import DPODataset, EncodedPairs
+from dataset.dpo import DPODataset
 from dataset.left_out import left_out_warning
-from dataset.pairs import read_pairs
-from dataset.sft import EncodedConversations
+from dataset.sft import SFTDataset
+from tests.encode import encode
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -52,8 +51,7 @@ def test_pairs_that_do_not_fit_have_a_line_of_their_own(tmp_path, tiny_tokenizer
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
     def summary(max_seq_len: int) -> list[str]:
-        encoded = EncodedPairs(read_pairs(path), tiny_tokenizer, max_seq_len)
-        return DPODataset(encoded, max_seq_len).summary().splitlines()
+        return DPODataset(encode("pairs", path, tiny_tokenizer), max_seq_len).summary().splitlines()
 
     _, warning = summary(60)
     assert warning.startswith("warning: ") and " of 60 pairs (" in warning
@@ -69,8 +67,8 @@ def test_defaults_keep_real_data():
 
     tokenizer = load_tokenizer("model/tokenizer")
     assert train_full_sft.SEQ_LEN == train_lora.SEQ_LEN
-    chats = read_conversations(REAL / "sft_alpaca_en_zh.jsonl")
-    encoded = EncodedConversations(chats, tokenizer, train_full_sft.SEQ_LEN)
-    assert encoded.num_cut + encoded.num_too_long <= 0.01 * len(encoded)
-    pairs = EncodedPairs(read_pairs(REAL / "dpo_zh.jsonl"), tokenizer, train_dpo.SEQ_LEN)
-    assert pairs.num_too_long <= 0.01 * len(pairs)
+    encoded = encode("conversations", REAL / "sft_alpaca_en_zh.jsonl", tokenizer)
+    facts = SFTDataset(encoded, train_full_sft.SEQ_LEN).facts
+    assert facts["num_cut"] + facts["num_too_long"] <= 0.01 * facts["num_conversations"]
+    pairs = DPODataset(encode("pairs", REAL / "dpo_zh.jsonl", tokenizer), train_dpo.SEQ_LEN)
+    assert pairs.facts["num_too_long"] <= 0.01 * pairs.total

@@ -7,12 +7,13 @@ import pytest
 
 from dataset import oddities, token_cache
 from dataset.conversations import read_conversations
-from dataset.dpo import DPODataset, EncodedPairs
+from dataset.dpo import DPODataset
+from dataset.encoded import ALL, HELD_OUT, Part
 from dataset.oddities import ControlStrings, count_repeats, described
-from dataset.pairs import read_pairs
-from dataset.sft import EncodedConversations, SFTDataset
+from dataset.sft import SFTDataset
 from dataset.token_cache import cached_tokens
 from scripts.validate_data import validate
+from tests.encode import encode
 
 ASK = {"role": "user", "content": "Hi"}
 
@@ -84,10 +85,10 @@ def test_conversations_are_counted_as_they_are_meant(tmp_path, tiny_tokenizer):
         {"conversations": [ASK, answer("Yes"), ASK, answer("Yes")]},
     ]
     path = write(tmp_path / "chats.jsonl", records)
-    encoded = EncodedConversations(read_conversations(path), tiny_tokenizer, 100)
-    assert described(2, 1) == str(encoded.oddities)
-    for part in (encoded, *encoded.split(0.2)):
-        assert SFTDataset(part, 100).summary().endswith(described(2, 1))
+    encoded = encode("conversations", path, tiny_tokenizer)
+    assert described(2, 1) == encoded.oddities()
+    for part in (ALL, Part("train", 0.2), Part(HELD_OUT, 0.2)):
+        assert SFTDataset(encoded, 100, part=part).summary().endswith(described(2, 1))
 
 
 def test_pairs_are_counted(tmp_path, tiny_tokenizer):
@@ -100,9 +101,9 @@ def test_pairs_are_counted(tmp_path, tiny_tokenizer):
         {"prompt": "Hello", "chosen": "Yes", "rejected": "No"},
     ]
     path = write(tmp_path / "pairs.jsonl", records)
-    encoded = EncodedPairs(read_pairs(path), tiny_tokenizer, 100)
-    assert described(1, 3) == str(encoded.oddities)
-    assert DPODataset(encoded.split(0.2)[0], 100).summary().endswith(described(1, 3))
+    encoded = encode("pairs", path, tiny_tokenizer)
+    assert described(1, 3) == encoded.oddities()
+    assert DPODataset(encoded, 100, Part("train", 0.2)).summary().endswith(described(1, 3))
 
 
 def test_validation_reports_what_training_will(tmp_path, tiny_tokenizer, capsys):
@@ -114,8 +115,8 @@ def test_validation_reports_what_training_will(tmp_path, tiny_tokenizer, capsys)
     meta = cached_tokens(texts, tiny_tokenizer, tmp_path / "cache").meta
     expected = [
         described(meta["num_repeats"], meta["num_with_control_strings"]),
-        str(EncodedConversations(read_conversations(chats), tiny_tokenizer, 100).oddities),
-        str(EncodedPairs(read_pairs(pairs), tiny_tokenizer, 100).oddities),
+        encode("conversations", chats, tiny_tokenizer).oddities(),
+        encode("pairs", pairs, tiny_tokenizer).oddities(),
     ]
     assert expected == [described(1, 0), described(2, 3), described(1, 0)]
     capsys.readouterr()

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from trl.experimental.orpo import ORPOTrainer
 
-from dataset.dpo import DPODataset, EncodedPairs
-from dataset.pairs import read_pairs
+from dataset.dpo import DPODataset
 from model.hf_format import load_model
+from tests.encode import encode
 from tests.oracle_models import open_there, our_model, random_numbers, save_here
 from tests.test_dpo import ALONE, NO_AUTOCAST, pairs_file
 from train_dpo import METRICS, preference_loss
@@ -47,15 +47,14 @@ def test_the_whole_loss_is_the_papers(tmp_path, tiny_tokenizer):
     that of the answers.
     """
     model_dir = save_here(our_model(random_numbers(1, vocab_size=512), seed=1), tmp_path / "model")
-    encoded = EncodedPairs(read_pairs(pairs_file(tmp_path)), tiny_tokenizer, 160)
-    dataset = DPODataset(encoded, 160)
+    dataset = DPODataset(encode("pairs", pairs_file(tmp_path), tiny_tokenizer), 160)
     policy = pair_log_probs(load_model(model_dir), dataset, 2, ALONE, NO_AUTOCAST)
     losses, _ = preference_loss(policy, None, dataset.answer_lengths, FLAGS)
     model = open_there(model_dir)
-    assert len(encoded) > 5
-    for pair in range(len(encoded)):
+    assert dataset.total > 5
+    for pair in range(dataset.total):
         log_probs, nll = [], []
-        for ids, mask in encoded.sequences[2 * pair : 2 * pair + 2]:
+        for ids, mask in dataset.sides(pair):
             ids, mask = torch.tensor(ids, dtype=torch.int64)[None], torch.tensor(mask)[None]
             labels = torch.where(mask == 1, ids, -100)
             with torch.no_grad():

@@ -10,14 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.best_fit import best_fit
 from dataset.chat import THINKING, encode_conversation, training_sequences
 from dataset.chat_turns import TRAINED
 from dataset.conversations import Conversation, read_conversations, to_conversation
-from dataset.packing import best_fit
+from dataset.encoded import HELD_OUT, Part
 from dataset.records import DataError
-from dataset.sft import EncodedConversations, SFTDataset, repeats_by_weight
+from dataset.sft import SFTDataset
 from model.config import LMConfig
 from model.model import MiniMindLM
+from tests.encode import encode
 from training.losses import masked_cross_entropy
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -86,7 +88,8 @@ def test_bad_conversations_name_file_and_line(tmp_path, case):
 @given(st.lists(st.integers(1, 50), max_size=60))
 def test_best_fit_keeps_items_whole(lengths):
     """Every item is in one bin, no bin overflows, and no two bins could be one."""
-    bins = best_fit(np.array(lengths, np.int64), 50)
+    items, ends = best_fit(np.array(lengths, np.int64), 50)
+    bins = [row.tolist() for row in np.split(items, ends[:-1]) if lengths]
     assert sorted(i for row in bins for i in row) == list(range(len(lengths)))
     sums = sorted(sum(lengths[i] for i in row) for row in bins)
     assert all(0 < total <= 50 for total in sums)
@@ -110,7 +113,7 @@ def conversations(tokenizer, count=40):
 def test_rows_hold_exactly_the_supervised_tokens(tiny_tokenizer):
     """Unpacking the rows gives every conversation's ids and supervised targets, token by token."""
     made = conversations(tiny_tokenizer)
-    dataset = SFTDataset(EncodedConversations(made, tiny_tokenizer, 160), 160)
+    dataset = SFTDataset(encode("conversations", made, tiny_tokenizer), 160)
     found = []
     for X, Y, loss_mask, document_ids in dataset:
         assert loss_mask.sum() > 0
@@ -135,33 +138,37 @@ def test_sequences_of_a_conversation_stay_together(tiny_tokenizer):
     thinking = copy.copy(tiny_tokenizer)
     thinking.chat_template = THINKING
     made = conversations(tiny_tokenizer)
-    encoded = EncodedConversations(made, thinking, 160)
+    encoded = encode("conversations", made, thinking)
     expected = [
         (ids, [m & TRAINED for m in mask])
         for c in made
         for ids, mask in training_sequences(thinking, c.messages)
     ]
-    assert len(encoded) == len(expected) > encoded.num_conversations == len(made)
+    assert encoded.num_sequences == len(expected) > encoded.num_records == len(made)
     for i, (ids, mask) in enumerate(expected):
-        assert encoded[i][0].tolist() == ids and encoded[i][1].tolist() == mask
+        assert encoded.sequence(i)[0].tolist() == ids
+        assert (encoded.sequence(i)[1] & TRAINED).tolist() == mask
     answers = sum(m["role"] == "assistant" for c in made for m in c.messages)
     assert len(expected) == answers  # there are no thoughts: every answer has its own sequence
     dataset = SFTDataset(encoded, 160)
-    assert sorted(np.concatenate(dataset.rows).tolist()) == list(range(len(expected)))
-    train, val = encoded.split(0.3)
-    assert set(train.sources).isdisjoint(val.sources) and len(val) > 0
-    assert set(train.sources) | set(val.sources) == {
-        ("data.jsonl", i + 1) for i in range(len(made))
-    }
-    repeats = repeats_by_weight(encoded, {"data.jsonl": 0.5})
-    kept = {encoded.sources[i] for i in np.flatnonzero(repeats)}
+    assert sorted(dataset.items["sequence"].tolist()) == list(range(len(expected)))
+    train, val = (
+        set(SFTDataset(encoded, 160, part=Part(side, 0.3)).items["record"].tolist())
+        for side in ("train", HELD_OUT)
+    )
+    assert train.isdisjoint(val) and len(val) > 0
+    assert train | val == set(range(len(made)))
+    half = SFTDataset(encoded, 160, weights=[0.5]).items
+    kept = set(half["record"].tolist())
     assert len(kept) == len(made) // 2
-    assert all(bool(n) == (source in kept) for n, source in zip(repeats, encoded.sources))
+    record_of = dict(zip(dataset.items["sequence"].tolist(), dataset.items["record"].tolist()))
+    of_kept = [i for i in range(len(expected)) if record_of[i] in kept]
+    assert sorted(half["sequence"].tolist()) == of_kept
 
 
 def test_packed_equals_unpacked(tiny_tokenizer):
     """The same conversations give the same loss and gradients, packed or one to a row."""
-    encoded = EncodedConversations(conversations(tiny_tokenizer, 12), tiny_tokenizer, 200)
+    encoded = encode("conversations", conversations(tiny_tokenizer, 12), tiny_tokenizer)
     results = []
     for packing in (True, False):
         torch.manual_seed(0)
@@ -187,13 +194,13 @@ def test_long_conversations_are_cut_at_an_answer(tiny_tokenizer):
     turns = [{"role": role, "content": f"{role} {i} " * 5} for i, role in enumerate(roles)]
     made = [Conversation(turns, None, "f", 1), Conversation(turns[:2], None, "f", 2)]
     two = len(encode_conversation(tiny_tokenizer, turns[:4])[0])
-    encoded = EncodedConversations(made, tiny_tokenizer, two - 1)
-    assert encoded.num_cut == 1 and encoded.num_too_long == 0
-    assert encoded[0][0].tolist() == encode_conversation(tiny_tokenizer, turns[:4])[0]
+    encoded = encode("conversations", made, tiny_tokenizer)
+    dataset = SFTDataset(encoded, two - 1)
+    assert dataset.facts["num_cut"] == 1 and dataset.facts["num_too_long"] == 0
+    first, _ = dataset.first_sequences(1)[0]
+    assert first.tolist() == encode_conversation(tiny_tokenizer, turns[:4])[0]
     short = len(encode_conversation(tiny_tokenizer, turns[:2])[0]) - 2
-    encoded = EncodedConversations(made, tiny_tokenizer, short)
-    assert (len(encoded), encoded.num_cut, encoded.num_too_long) == (0, 0, 2)
-    with pytest.raises(ValueError, match="--max_seq_len"):
+    with pytest.raises(ValueError, match=f"--max_seq_len {short} .2 are too long"):
         SFTDataset(encoded, short)
 
 
@@ -202,6 +209,6 @@ def test_packing_wastes_little_of_real_instructions():
     """At least 95% of the packed positions hold real tokens on real instructions at 768."""
     from dataset.tokenizer import load_tokenizer
 
-    made = read_conversations(SHARED / "sft_alpaca_en_zh.jsonl")
-    dataset = SFTDataset(EncodedConversations(made, load_tokenizer(SHIPPED), 768), 768)
+    path = SHARED / "sft_alpaca_en_zh.jsonl"
+    dataset = SFTDataset(encode("conversations", path, load_tokenizer(SHIPPED)), 768)
     assert dataset.efficiency >= 0.95

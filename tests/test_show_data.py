@@ -21,7 +21,16 @@ def show(monkeypatch, tmp_path, capsys, tiny_tokenizer_dir):
     def run(records, *flags):
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        argv = ["show_data.py", "--data_path", path, "--tokenizer", tiny_tokenizer_dir, *flags]
+        argv = [
+            "show_data.py",
+            "--data_path",
+            path,
+            "--tokenizer",
+            tiny_tokenizer_dir,
+            "--cache_dir",
+            tmp_path / "cache",
+            *flags,
+        ]
         monkeypatch.setattr(sys, "argv", [str(x) for x in argv])
         cli.run(show_data.main)
         return capsys.readouterr().out, path

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset import content_hash, token_cache
+from dataset import cache_folder, content_hash, token_cache
 from dataset.records import DataError
 from dataset.token_cache import cached_tokens
 from tests.conftest import ROOT, SENTENCES
@@ -174,7 +174,7 @@ def test_ids_outside_the_vocabulary_are_noticed(data, tmp_path, tiny_tokenizer, 
     tokens[:] = 512
     tokens.tofile(good.folder / "tokens.bin")
     files = good.meta["files"]
-    files["tokens.bin"]["sample_crc32"] = token_cache._sample_crc32(good.folder / "tokens.bin")
+    files["tokens.bin"]["sample_crc32"] = cache_folder.sample_crc32(good.folder / "tokens.bin")
     edit_meta(files=files)(good.folder)
     again = cached_tokens(data, tiny_tokenizer, tmp_path / "cache")
     assert "expected ids below 512, got 512" in capsys.readouterr().err
@@ -186,12 +186,12 @@ def test_checked_blocks_reach_from_the_first_byte_to_the_last(tmp_path):
     for size, positions in ((5000, range(0, 5000, 99)), (10_000_000, (0, 4095, -4096, -1))):
         path = tmp_path / "x.bin"
         path.write_bytes(bytes(size))
-        before = token_cache._sample_crc32(path)
+        before = cache_folder.sample_crc32(path)
         for position in positions:
             flip(path, position)
-            assert token_cache._sample_crc32(path) != before
+            assert cache_folder.sample_crc32(path) != before
             flip(path, position)
-        assert token_cache._sample_crc32(path) == before
+        assert cache_folder.sample_crc32(path) == before
 
 
 def leftovers(cache):
@@ -281,7 +281,8 @@ def test_a_cache_that_can_only_be_read_is_used(data, tmp_path, tiny_tokenizer, m
     def denied(file, text):
         raise PermissionError(f"cannot write {file}")
 
-    monkeypatch.setattr(token_cache, "_write_synced", denied)
+    for module in (cache_folder, content_hash):
+        monkeypatch.setattr(module, "write_synced", denied)
     assert cached_tokens(data, tiny_tokenizer, tmp_path / "cache").folder == first.folder
 
 

@@ -1,25 +1,23 @@
 """What the data flags of a script mean: files read, encoded, and split into training and held out.
 
-Each function returns a training part and a held-out part, for the datasets of the script. Where no
-file is named it is the demo corpus, and for fine-tuning its questions.
+Each function returns a training part and a held-out part. One process of each machine reads the
+files and fills the caches; all map them. Where no file is named it is the demo corpus, and for
+fine-tuning its questions.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
-import numpy as np
-
-from dataset.chat import choose_template
-from dataset.conversations import read_conversations
 from dataset.demo import write_demo
-from dataset.dpo import EncodedPairs
-from dataset.judged import read_judged
-from dataset.kto import EncodedJudged
+from dataset.dpo import DPODataset
+from dataset.encoded import ALL, HELD_OUT, Encoded, NothingFits, Part
+from dataset.kto import KTODataset
 from dataset.packing import TokenStream, split_documents, whole_stream
-from dataset.pairs import read_pairs
+from dataset.record_cache import encoded_records, with_template
 from dataset.records import Problems
-from dataset.sft import EncodedConversations, repeats_by_weight
+from dataset.sft import SFTDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer
 from training import cli
@@ -51,76 +49,81 @@ def texts(
 
 def conversations(
     args: argparse.Namespace, tokenizer: Tokenizer, run: Run, demo: str = "sft.jsonl"
-) -> tuple[EncodedConversations, EncodedConversations, np.ndarray | None]:
-    """The conversations of --data_path, encoded; and how often each is taken (--data_weights).
+) -> tuple[SFTDataset, SFTDataset | None]:
+    """The conversations of --data_path; the tokenizer gets the chat template that they need.
 
-    The tokenizer gets the chat template that they need. demo: the file of the demo corpus.
+    demo: the file of the demo corpus.
     """
+
+    def rows(encoded: Encoded, part: Part = ALL, weights: list | None = None) -> SFTDataset:
+        packing = args.packing or part.side == HELD_OUT
+        return SFTDataset(encoded, args.max_seq_len, packing, part, weights, args.cache_dir)
+
     paths = _paths(args, demo)
-    all_paths = [*paths, *(args.val_data_path or [])]
-    choose_template(tokenizer, read_conversations(all_paths, args.on_bad_record))
-    problems, max_seq_len = Problems(), args.max_seq_len
-    read = read_conversations(paths, args.on_bad_record, problems)
-    encoded = EncodedConversations(read, tokenizer, max_seq_len)
-    if args.val_data_path:
-        read = read_conversations(
-            args.val_data_path, args.on_bad_record, problems, flag="--val_data_path"
-        )
-        parts = encoded, EncodedConversations(read, tokenizer, max_seq_len)
-    else:
-        parts = encoded.split(args.val_fraction)
-    repeats = None
-    if args.data_weights:
-        repeats = repeats_by_weight(parts[0], cli.paired(paths, args.data_weights))
-    _tell(problems, run)
-    return *parts, repeats
+    weights = cli.paired(paths, args.data_weights) if args.data_weights else {}
+    train_rows = partial(rows, weights=[weights[path] for path in paths] if weights else None)
+    return _datasets("conversations", paths, args, tokenizer, run, train_rows, rows)
 
 
 def pairs(
     args: argparse.Namespace, tokenizer: Tokenizer, run: Run
-) -> tuple[EncodedPairs, EncodedPairs]:
-    """The pairs of --data_path, encoded; the tokenizer gets the chat template that they need."""
-    paths = _paths(args, "dpo.jsonl")
-    all_paths = [*paths, *(args.val_data_path or [])]
-    choose_template(tokenizer, read_pairs(all_paths, args.on_bad_record))
-    problems = Problems()
-    read = read_pairs(paths, args.on_bad_record, problems=problems)
-    parts = EncodedPairs(read, tokenizer, args.max_seq_len)
-    if args.val_data_path:
-        read = read_pairs(args.val_data_path, args.on_bad_record, "--val_data_path", problems)
-        parts = parts, EncodedPairs(read, tokenizer, args.max_seq_len)
-    else:
-        parts = parts.split(args.val_fraction)
-    _tell(problems, run)
-    return parts
+) -> tuple[DPODataset, DPODataset | None]:
+    """The pairs of --data_path; the tokenizer gets the chat template that they need."""
+    rows = partial(DPODataset, max_seq_len=args.max_seq_len, cache_dir=args.cache_dir)
+    return _datasets("pairs", _paths(args, "dpo.jsonl"), args, tokenizer, run, rows, rows)
 
 
 def judged(
     args: argparse.Namespace, tokenizer: Tokenizer, run: Run
-) -> tuple[EncodedJudged, EncodedJudged]:
-    """The judged answers of --data_path, encoded; as `pairs`."""
-    paths = _paths(args, "kto.jsonl")
-    all_paths = [*paths, *(args.val_data_path or [])]
-    choose_template(tokenizer, read_judged(all_paths, args.on_bad_record))
-    problems = Problems()
-    read = read_judged(paths, args.on_bad_record, problems=problems)
-    parts = EncodedJudged(read, tokenizer, args.max_seq_len)
-    if args.val_data_path:
-        read = read_judged(args.val_data_path, args.on_bad_record, "--val_data_path", problems)
-        parts = parts, EncodedJudged(read, tokenizer, args.max_seq_len)
-    else:
-        parts = parts.split(args.val_fraction)
-    _tell(problems, run)
-    return parts
+) -> tuple[KTODataset, KTODataset | None]:
+    """The judged answers of --data_path; the tokenizer gets the chat template that they need."""
+    rows = partial(KTODataset, max_seq_len=args.max_seq_len, cache_dir=args.cache_dir)
+    return _datasets("judged", _paths(args, "kto.jsonl"), args, tokenizer, run, rows, rows)
+
+
+def _datasets(kind: str, paths: list, args, tokenizer: Tokenizer, run: Run, train_rows, val_rows):
+    """(training, held out or None), encoded and packed by one process of each machine.
+
+    train_rows, val_rows: make a dataset of Encoded records, or of a Part of them.
+    """
+
+    def encode() -> tuple[Encoded, Encoded | None, Problems]:
+        problems = Problems()
+        parts = [
+            encoded_records(
+                kind, files, tokenizer, args.cache_dir, args.on_bad_record, problems, flag
+            )
+            for files, flag in ((paths, "--data_path"), (args.val_data_path, "--val_data_path"))
+            if files
+        ]
+        if args.on_bad_record == "stop":
+            problems.raise_if_any()
+        return parts[0], parts[1] if args.val_data_path else None, problems
+
+    with local_main_first(run.ranks):
+        encoded, val_encoded, problems = with_template(tokenizer, encode)
+        for line in problems.lines():
+            run.say(line)
+        if val_encoded is not None:
+            dataset, val = train_rows(encoded), partial(val_rows, val_encoded)
+        else:
+            dataset = train_rows(encoded, part=Part("train", args.val_fraction))
+            if args.val_fraction == 0:
+                return dataset, None
+            val = partial(val_rows, encoded, part=Part(HELD_OUT, args.val_fraction))
+        try:
+            return dataset, val()
+        except NothingFits:
+            return dataset, None
 
 
 def questions(
-    args: argparse.Namespace, tokenizer: Tokenizer, val_encoded: EncodedConversations | None = None
+    args: argparse.Namespace, tokenizer: Tokenizer, val_dataset: SFTDataset | None = None
 ) -> list[Question]:
     """Those of --questions; without, the first questions of the held-out conversations."""
     if args.questions:
         return read_questions(args.questions, tokenizer)
-    return first_questions(val_encoded, tokenizer, 3) if val_encoded is not None else []
+    return first_questions(val_dataset, tokenizer, 3) if val_dataset is not None else []
 
 
 def _paths(args: argparse.Namespace, demo: str) -> list:
@@ -131,8 +134,3 @@ def _paths(args: argparse.Namespace, demo: str) -> list:
     asked = "lora_questions.jsonl" if demo == "lora.jsonl" else "questions.jsonl"
     args.questions = args.questions or files[asked]
     return [files[demo]]
-
-
-def _tell(problems: Problems, run: Run):
-    for line in problems.lines():
-        run.say(line)

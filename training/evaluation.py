@@ -14,7 +14,7 @@ from dataset.chat import encode_conversation, said_aloud, stop_ids
 from dataset.conversations import BadConversation, to_conversation
 from dataset.readers import read_records
 from dataset.records import Problems
-from dataset.sft import EncodedConversations
+from dataset.sft import SFTDataset
 from model.generation import generate, greedy_answers
 from training.distributed import Ranks, sum_over_ranks
 from training.losses import token_cross_entropy
@@ -129,11 +129,10 @@ def read_questions(path: str | Path, tokenizer, chat: bool = True) -> list[Quest
     return questions
 
 
-def first_questions(encoded: EncodedConversations, tokenizer, count: int) -> list[Question]:
+def first_questions(dataset: SFTDataset, tokenizer, count: int) -> list[Question]:
     """The openings of the first conversations: everything before the first answer, and it."""
     questions = []
-    for i in range(min(count, len(encoded))):
-        ids, mask = encoded[i]
+    for ids, mask in dataset.first_sequences(count):
         start = int(mask.argmax())
         end = start + int((mask[start:] == 0).argmax())  # the turn's closing newline has mask 0
         text = " ".join(tokenizer.decode(ids[:start].tolist(), True).split())

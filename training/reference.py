@@ -29,7 +29,7 @@ def pair_log_probs(
     """
     was_training = model.training
     model.eval()
-    result = torch.zeros(len(dataset.encoded), 2, device=ranks.device)
+    result = torch.zeros(dataset.total, 2, device=ranks.device)
     for batch in DataLoader(dataset, batch_sampler=shared_batches(len(dataset), batch_size, ranks)):
         if stop is not None and stop.agree():
             break
@@ -50,14 +50,14 @@ def reference_log_probs(run, model, dataset: DPODataset) -> Tensor:
     never serve other data or another reference. model: None for a loss without one: zeros.
     """
     if model is None:
-        return torch.zeros(len(dataset.encoded), 2, device=run.device)
+        return torch.zeros(dataset.total, 2, device=run.device)
     ranks, made_from = run.ranks, f"{run.base_sha256} {run.dtype}"
     key = hashlib.sha256(f"{made_from} {dataset.fingerprint}".encode()).hexdigest()[:32]
     file = Path(run.args.cache_dir) / f"reference-{key}.safetensors"
     cached = None
     try:
         cached = load_file(file)["log_probs"]
-        if cached.shape != (len(dataset.encoded), 2) or not cached.isfinite().all():
+        if cached.shape != (dataset.total, 2) or not cached.isfinite().all():
             cached = None
     except (OSError, SafetensorError, KeyError):
         pass  # absent or damaged: computed anew
