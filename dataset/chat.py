@@ -33,7 +33,9 @@ from dataset.chat_turns import (
     NO_THOUGHTS,
     THINK,
     InPieces,
+    answer_in_pieces,
     encode_sequences,
+    training_in_pieces,
     walked,
 )
 from dataset.messages import normal_content
@@ -96,12 +98,7 @@ def training_sequences(
     With a template that never changes earlier turns it is one. An answer of weight 0 is read but
     not trained on. Raises ValueError for what the template has no place for.
     """
-    thinks = thinks_in(tokenizer, messages)
-    if thinks is None:
-        return [Sequence(*s) for s in chat_template.answers(tokenizer, messages, tools)]
-    walk = walked(messages, tools, thinks)
-    walk.close()
-    ids, masks, lengths = encode_sequences(tokenizer, walk.sequences)
+    ids, masks, lengths = encode_sequences(tokenizer, training_pieces(tokenizer, messages, tools))
     ends = lengths.cumsum().tolist()
     return [
         Sequence(ids[begin:end].tolist(), masks[begin:end].tolist())
@@ -109,21 +106,41 @@ def training_sequences(
     ]
 
 
+def training_pieces(
+    tokenizer: Tokenizer, messages: list[dict], tools: list | None
+) -> list[InPieces]:
+    """`training_sequences` before they are encoded."""
+    thinks = thinks_in(tokenizer, messages)
+    if thinks is None:
+        return chat_template.answers(tokenizer, messages, tools)
+    return training_in_pieces(messages, tools, thinks)
+
+
+def answer_pieces(
+    tokenizer: Tokenizer, prompt: list[dict], answer: list[dict], tools: list | None
+) -> InPieces:
+    """A prompt and the answer to it, messages that are judged as a whole, before it is encoded.
+
+    Only the answer is masked in, and it may not be cut. Raises ValueError for what the template has
+    no place for, and where it shows the answer otherwise than behind the prompt.
+    """
+    thinks = thinks_in(tokenizer, prompt + answer)
+    if thinks is not None:
+        found = answer_in_pieces(prompt, answer, tools, thinks)
+    else:
+        found = chat_template.answer(tokenizer, prompt, answer, tools)
+    if found is None:
+        raise ValueError("the chat template shows the answer otherwise than behind its prompt")
+    return found
+
+
 def encode_answer(
     tokenizer: Tokenizer, prompt: list[dict], answer: list[dict], tools: list | None = None
 ) -> Sequence:
-    """Ids and mask of a prompt and the answer to it, messages that are judged as a whole.
-
-    Only the answer is masked in. Raises ValueError for what the template has no place for, and
-    where it shows the answer otherwise than behind the prompt.
-    """
-    ids, mask = encode_conversation(tokenizer, prompt + answer, tools)
-    for thinking in (True, False):  # where an answer may think, its think block is a part of it
-        before, _ = encode_conversation(tokenizer, prompt, tools, True, thinking)
-        if ids[: len(before)] == before:
-            # earlier answers are part of the prompt
-            return Sequence(ids, [0] * len(before) + mask[len(before) :])
-    raise ValueError("the chat template shows the answer otherwise than behind its prompt")
+    """Ids and mask of `answer_pieces`."""
+    sequence = answer_pieces(tokenizer, prompt, answer, tools)._replace(ends=[])
+    ids, masks, _ = encode_sequences(tokenizer, [sequence])
+    return Sequence(ids.tolist(), masks.tolist())
 
 
 def cut(sequence: Sequence, limit: int) -> Sequence | None:

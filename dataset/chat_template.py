@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from itertools import takewhile
 
-from dataset.chat_turns import MAY_END
+from dataset.chat_turns import InPieces, from_ids
 from dataset.tokenizer import Tokenizer
 from model.json_file import shown
 
@@ -37,21 +37,30 @@ def encode(
     return ids, [0] * len(ids)
 
 
-def answers(
-    tokenizer: Tokenizer, messages: list[dict], tools: list | None
-) -> list[tuple[list[int], list[int]]]:
-    """[(ids, mask)] as chat.training_sequences, for any template.
+def answers(tokenizer: Tokenizer, messages: list[dict], tools: list | None) -> list[InPieces]:
+    """The sequences of chat.training_sequences, for any template.
 
     Raises ValueError where a template cannot say what a message holds, or shows an answer behind
     other ids than those of its own generation prompt.
     """
-    made = []
-    for ids, mask, _, ends in _sequences(_Renderer(tokenizer, messages, tools), messages):
-        if ends:
-            for end in ends:
-                mask[end - 1] |= MAY_END
-            made.append((ids[: ends[-1]], mask[: ends[-1]]))
-    return made
+    made = _sequences(_Renderer(tokenizer, messages, tools), messages)
+    return [
+        from_ids(ids[: ends[-1]], mask[: ends[-1]], ends) for ids, mask, _, ends in made if ends
+    ]
+
+
+def answer(
+    tokenizer: Tokenizer, prompt: list[dict], answer: list[dict], tools: list | None
+) -> InPieces | None:
+    """A prompt and an answer that may not be cut; None if it does not stand behind its prompt."""
+    ids, mask = encode(tokenizer, prompt + answer, tools, False, False)
+    for thinking in (True, False):  # where an answer may think, its think block is a part of it
+        before, _ = encode(tokenizer, prompt, tools, True, thinking)
+        if ids[: len(before)] == before:
+            # earlier answers are a part of the prompt
+            mask = [0] * len(before) + mask[len(before) :]
+            return from_ids(ids, mask, [len(ids)])
+    return None
 
 
 @lru_cache

@@ -1,6 +1,6 @@
 """Conversations as the turns of Qwen3's format: in pieces first, their token ids later.
 
-A piece is a text, or a control token. Where a turn begins, what of it is generated and which
+A piece is a text, or tokens that are known. Where a turn begins, what of it is generated and which
 sequences train the answers of a conversation is decided by the pieces alone, so that the texts of
 many conversations can be encoded together, equal ones once. dataset/chat.py tells the rules.
 """
@@ -36,9 +36,9 @@ TOOLS_TAIL = (
 TRAINED, MAY_END = 1, 2  # bits of a mask
 TEXTS_TOGETHER = 256  # encoded in one call: more would not stay in the processor's caches
 
-# A piece is a text, not empty, or the name of a control token in a 1-tuple. No two texts stand side
-# by side inside a turn's part: they would be encoded as one.
-Piece = str | tuple[str]
+# A piece is a text, not empty, or a tuple of tokens: names of control tokens, or ids. No two texts
+# stand side by side inside a turn's part: they would be encoded as one.
+Piece = str | tuple[str | int, ...]
 CLOSING: list[Piece] = ["\n"]  # of an answer's turn
 ANSWER_OPENING: list[Piece] = [(IM_START,), "assistant\n"]
 NO_THOUGHTS: list[Piece] = [(THINK,), "\n\n", (END_THINK,), "\n\n"]
@@ -133,6 +133,33 @@ def walked(messages: list[dict], tools: list | None, thinks: bool) -> Walk:
     return walk
 
 
+def training_in_pieces(messages: list[dict], tools: list | None, thinks: bool) -> list[InPieces]:
+    """The sequences that train every answer of a conversation once."""
+    walk = walked(messages, tools, thinks)
+    walk.close()
+    return walk.sequences
+
+
+def answer_in_pieces(
+    prompt: list[dict], answer: list[dict], tools: list | None, thinks: bool
+) -> InPieces | None:
+    """A prompt and an answer that may not be cut; None if it does not stand behind its prompt."""
+    before = walked(prompt, tools, thinks).pieces + ANSWER_OPENING
+    walk, n = walked(prompt + answer, tools, thinks), len(before)
+    if walk.pieces[:n] != before:
+        return None
+    # earlier answers are a part of the prompt
+    return InPieces(walk.pieces, [0] * n + walk.mask[n:], [len(walk.pieces)])
+
+
+def from_ids(ids: list[int], mask: list[int], ends: list[int]) -> InPieces:
+    """A sequence whose ids are known; ends: so many tokens go to the end of each trained answer."""
+    changes = (i for i in range(1, len(ids)) if mask[i] != mask[i - 1])
+    cuts = sorted({0, *changes, *ends, len(ids)})
+    pieces = [tuple(ids[begin:end]) for begin, end in itertools.pairwise(cuts)]
+    return InPieces(pieces, [mask[i] for i in cuts[:-1]], [cuts.index(end) for end in ends])
+
+
 def turns_of(messages: list[dict], tools: list | None, thinks: bool) -> Iterator[Turn]:
     """The turns of a conversation; ValueError for thoughts where the template has no place."""
     system = messages[0] if messages and messages[0]["role"] == "system" else None
@@ -207,7 +234,8 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> dict[Piece, 
             ids[text] = np.fromiter(encoded, tokenizer.dtype, len(encoded))
     for piece in ids:
         if not isinstance(piece, str):
-            ids[piece] = np.array([tokenizer.control_id(piece[0])], tokenizer.dtype)
+            known = [t if isinstance(t, int) else tokenizer.control_id(t) for t in piece]
+            ids[piece] = np.array(known, tokenizer.dtype)
     return ids
 
 

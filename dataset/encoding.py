@@ -7,15 +7,15 @@ results are plain data, so that they can go to other processes and back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset import conversations, judged, pairs
-from dataset.chat import NO_THINKING, encode_answer, training_sequences
-from dataset.chat_turns import MAY_END
+from dataset.chat import NO_THINKING, answer_pieces, training_pieces
+from dataset.chat_turns import InPieces, encode_sequences
 from dataset.conversations import Conversation, converted, to_conversation
 from dataset.judged import Judged, to_judged
 from dataset.oddities import ControlStrings, text_hash
@@ -68,13 +68,12 @@ class _Encoder:
         self.hashes: list[int] = []
         self.counts: list[int] = []
         self.labels: list[int] = []
-        self.ids: list[np.ndarray] = []
-        self.masks: list[np.ndarray] = []
+        self.sequences: list[InPieces] = []
         self.num_with_control_strings = 0
         self.has_reasoning = False
 
-    def add(self, record: Conversation | Pair | Judged, encode):
-        """Note a record; its sequences are encode(record), a list of (ids, mask)."""
+    def add(self, record: Conversation | Pair | Judged, in_pieces: Callable) -> None:
+        """Note a record; its sequences are in_pieces(record)."""
         place = f"{record.path}:{record.line}"
         if record.has_reasoning:
             if self.tokenizer.chat_template == NO_THINKING:
@@ -87,20 +86,19 @@ class _Encoder:
         self.hashes.append(text_hash(text.encode("utf-8")))
         self.num_with_control_strings += self._control_strings.are_in(text)
         try:
-            sequences = encode(record)
+            sequences = in_pieces(record)
         except ValueError as error:  # the template cannot say it
             raise ValueError(f"{place}: {error}") from None
         self.counts.append(len(sequences))
-        for ids, mask in sequences:
-            self.ids.append(np.array(ids, self.tokenizer.dtype))
-            self.masks.append(np.array(mask, np.uint8))
+        self.sequences += sequences
 
     def chunk(self) -> EncodedChunk:
-        empty = np.zeros(0, self.tokenizer.dtype), np.zeros(0, np.uint8)
+        """All of them, encoded."""
+        ids, masks, lengths = encode_sequences(self.tokenizer, self.sequences)
         return EncodedChunk(
-            np.concatenate([empty[0], *self.ids]),
-            np.concatenate([empty[1], *self.masks]),
-            np.array([len(ids) for ids in self.ids], np.uint32),
+            ids,
+            masks,
+            lengths.astype(np.uint32),
             np.array(self.counts, np.uint32),
             np.array(self.lines, np.uint32),
             np.array(self.hashes, np.uint64),
@@ -123,11 +121,11 @@ class ConversationJob:
     def __call__(self, records: Iterable[Record], problems: Problems) -> EncodedChunk:
         encoder = _Encoder(self.tokenizer)
 
-        def encode(conversation: Conversation):
-            return training_sequences(self.tokenizer, conversation.messages, conversation.tools)
+        def in_pieces(conversation: Conversation) -> list[InPieces]:
+            return training_pieces(self.tokenizer, conversation.messages, conversation.tools)
 
         for record, parts in converted(records, to_conversation, problems):
-            encoder.add(Conversation(*parts, record.path, record.line), encode)
+            encoder.add(Conversation(*parts, record.path, record.line), in_pieces)
         return encoder.chunk()
 
 
@@ -143,12 +141,12 @@ class PairJob:
     def __call__(self, records: Iterable[Record], problems: Problems) -> EncodedChunk:
         encoder = _Encoder(self.tokenizer)
 
-        def encode(pair: Pair):
+        def in_pieces(pair: Pair) -> list[InPieces]:
             sides = (pair.chosen, pair.rejected)
-            return [_whole_answer(self.tokenizer, pair.prompt, a, pair.tools) for a in sides]
+            return [answer_pieces(self.tokenizer, pair.prompt, a, pair.tools) for a in sides]
 
         for record, parts in converted(records, to_pair, problems):
-            encoder.add(Pair(*parts, record.path, record.line), encode)
+            encoder.add(Pair(*parts, record.path, record.line), in_pieces)
         return encoder.chunk()
 
 
@@ -161,20 +159,13 @@ class JudgedJob:
     def __call__(self, records: Iterable[Record], problems: Problems) -> EncodedChunk:
         encoder = _Encoder(self.tokenizer)
 
-        def encode(judged: Judged):
-            return [_whole_answer(self.tokenizer, judged.prompt, judged.answer, judged.tools)]
+        def in_pieces(record: Judged) -> list[InPieces]:
+            return [answer_pieces(self.tokenizer, record.prompt, record.answer, record.tools)]
 
         for record, parts in converted(records, to_judged, problems):
-            encoder.add(Judged(*parts, record.path, record.line), encode)
+            encoder.add(Judged(*parts, record.path, record.line), in_pieces)
             encoder.labels.append(int(parts[-1]))
         return encoder.chunk()
-
-
-def _whole_answer(tokenizer, prompt, answer, tools):
-    """`chat.encode_answer`, marked as ending behind its last token."""
-    ids, mask = encode_answer(tokenizer, prompt, answer, tools)
-    mask[-1] |= MAY_END
-    return ids, mask
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ chat was often written into it by mistake.
 """
 
 import hashlib
+import re
 from array import array
 from collections.abc import Iterable
 
@@ -50,14 +51,12 @@ class ControlStrings:
     """Looks for the names of control tokens in texts."""
 
     def __init__(self, control_tokens: Iterable[str]) -> None:
-        self._names = tuple(control_tokens)
-        self._beginnings = {name[:1] for name in self._names}  # few: most texts have none of them
+        names = [*map(re.escape, control_tokens)]
+        self._search = re.compile("|".join(names) or "(?!)").search  # (?!): nothing
 
     def are_in(self, text: str) -> bool:
         """Whether the text holds any of them."""
-        if not any(beginning in text for beginning in self._beginnings):
-            return False
-        return any(name in text for name in self._names)
+        return self._search(text) is not None
 
 
 def text_hash(raw_text: bytes) -> int:

@@ -12,16 +12,22 @@ record, 2 if a file cannot be read at all.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.conversations import MESSAGES, read_conversations
-from dataset.oddities import Oddities
-from dataset.pairs import read_pairs
-from dataset.readers import check_path, read_records, read_texts
-from dataset.records import DataError, Problems
+from dataset.conversations import MESSAGES
+from dataset.encoding import WANTED, CheckJob
+from dataset.judged import LABEL
+from dataset.oddities import count_repeats, described
+from dataset.pairs import SIDES
+from dataset.readers import check_path, read_records
+from dataset.record_chunks import work_through
+from dataset.records import Problems
 from dataset.tokenizer import load_tokenizer
 from training import cli
 
@@ -31,7 +37,8 @@ def parse_args():
     add = parser.add_argument
     add("--data_path", nargs="+", required=True, help="one or several data files")
     text = "what the records are; auto: told by the fields of each file's first record"
-    add("--kind", choices=["auto", "text", "chat", "pairs"], default="auto", help=text)
+    kinds = ["auto", "text", "chat", "pairs", "judged"]
+    add("--kind", choices=kinds, default="auto", help=text)
     text = "tokenizer folder, whose control strings are searched for"
     add("--tokenizer", type=Path, default=cli.TOKENIZER, help=text)
     add("--text_field", default=None, help="field of texts; None: text")
@@ -40,29 +47,20 @@ def parse_args():
 
 
 def kind_of_fields(names: list[str]) -> str:
-    """text, chat or pairs, from the names of a record's fields."""
-    if {"chosen", "rejected"} & set(names):
+    """text, chat, pairs or judged, from the names of a record's fields."""
+    if set(SIDES) & set(names):
         return "pairs"
-    return "text" if "text" in names and not set(MESSAGES) & set(names) else "chat"
+    if "text" in names and not set(MESSAGES) & set(names):
+        return "text"
+    return "judged" if LABEL in names else "chat"
 
 
 def kind_of_file(path: str) -> str:
-    """text, chat or pairs, from a file's first record that can be read; text without any."""
+    """The kind of a file, from its first record that can be read; text without any."""
     try:
         return kind_of_fields(next(read_records(path, "skip", wanted=())).names)
     except (StopIteration, ValueError):
         return "text"
-
-
-def records_as_text(
-    path: str, kind: str, problems: Problems, text_field: str = "text"
-) -> Iterator[str]:
-    """Every good record of a file in words, read as training on its kind reads it."""
-    if kind == "pairs":
-        return (pair.as_text() for pair in read_pairs(path, problems=problems))
-    if kind == "chat":
-        return (c.as_text() for c in read_conversations(path, problems=problems))
-    return (text for text, _ in read_texts(path, problems=problems, text_field=text_field))
 
 
 def validate(
@@ -71,17 +69,18 @@ def validate(
     """Print the report of one file; the number of its bad records."""
     if kind == "auto":
         kind = "text" if text_field else kind_of_file(path)
-    problems, oddities, good = Problems(most_shown=show), Oddities(control_tokens), 0
-    try:
-        for text in records_as_text(path, kind, problems, text_field or "text"):
-            good += 1
-            oddities.add(text)
-    except DataError:  # read to the end; `problems` knows them all
-        pass
+    text_field = text_field or "text"
+    problems, hashes, num_with_control_strings = Problems(most_shown=show), array("Q"), 0
+    job = CheckJob(kind, tuple(control_tokens), text_field)
+    wanted = WANTED.get(kind, (text_field,))
+    for of_some, num_of_some in work_through(path, job, problems, wanted=wanted):
+        hashes.frombytes(of_some.tobytes())
+        num_with_control_strings += num_of_some
+    oddities = described(count_repeats(np.frombuffer(hashes, np.uint64)), num_with_control_strings)
     for remarks in problems.remarks.values():
         for line in remarks.lines():
             print(f"{path}: {line}")
-    print(f"{path} ({kind}): {good:,} good records, {problems.count:,} bad, {oddities}")
+    print(f"{path} ({kind}): {len(hashes):,} good records, {problems.count:,} bad, {oddities}")
     for problem in problems.first:
         print(f"    {problem}")
     if problems.num_not_shown:
