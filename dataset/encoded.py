@@ -22,6 +22,7 @@ from dataset.packing import held_out_items
 
 HELD_OUT = "held out"
 TOGETHER = 1 << 22  # tokens looked at in one go: bounds memory, not results
+SEQUENCES_TOGETHER = 1 << 20  # the same, of sequences
 
 # Name -> dtype of the arrays of a file; ids are uint16, or uint32 for large vocabularies.
 ARRAYS = {
@@ -150,15 +151,17 @@ class Encoded:
         """(values, starts, ends): a stretch of an array, and where in it sequences lie."""
         for number, file in enumerate(self.files):
             first, last = np.searchsorted(sequences, self.first_sequences[number : number + 2])
-            mine = sequences[first:last] - self.first_sequences[number]
             all_ends = file.arrays["ends"]
-            starts = np.where(mine > 0, all_ends[np.maximum(mine, 1) - 1], 0)
-            ends = starts + kept[first:last]
-            breaks = np.flatnonzero(np.diff(starts // TOGETHER, prepend=-1, append=-1))
-            for begin, end in pairwise(breaks.tolist()):
-                low, high = int(starts[begin]), int(ends[begin:end].max())
-                values = file.arrays[name][low:high]
-                yield values, starts[begin:end] - low, ends[begin:end] - low
+            for at in range(first, last, SEQUENCES_TOGETHER):
+                some = slice(at, min(at + SEQUENCES_TOGETHER, last))
+                mine = sequences[some] - self.first_sequences[number]
+                starts = np.where(mine > 0, all_ends[np.maximum(mine, 1) - 1], 0)
+                ends = starts + kept[some]
+                breaks = np.flatnonzero(np.diff(starts // TOGETHER, prepend=-1, append=-1))
+                for begin, end in pairwise(breaks.tolist()):
+                    low, high = int(starts[begin]), int(ends[begin:end].max())
+                    values = file.arrays[name][low:high]
+                    yield values, starts[begin:end] - low, ends[begin:end] - low
 
     def oddities(self) -> str:
         """What is legal in the data but seldom meant, in words."""

@@ -158,58 +158,74 @@ def _rows(
     records      int64 [items]: the conversation that it is of
     row_targets  int64 [rows]: targets in it
     """
-    lengths, kept = encoded.lengths(), encoded.cut_lengths(max_seq_len + 1)
-    ends = encoded.ends_of_records()
-    starts = np.concatenate([[0], ends[:-1]])
-    record_of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    needed = np.maximum.reduceat(lengths, starts) - 1  # positions that each takes whole
-    has = np.maximum(np.maximum.reduceat(kept, starts) - 1, 0)  # … that it gets
-    num_too_long = int((has == 0).sum())
-    chosen = np.flatnonzero(kept)
-    if len(chosen) == 0:
-        raise NothingFits(
-            f"no conversation fits --max_seq_len {max_seq_len} ({num_too_long} are too long)"
-        )
-    is_last = np.diff(record_of[chosen], append=-1) != 0  # that sequence holds all its turns
-    last = chosen[is_last]
-    is_mine = np.zeros(len(ends), bool)
-    is_mine[record_of[last]] = part.has(encoded.contents("ids", last, kept[last]))
-    chosen = chosen[is_mine[record_of[chosen]]]
-    if len(chosen) == 0:
-        raise NothingFits("no conversation is held out")
-
+    chosen, kept, record_of, facts = _chosen(encoded, max_seq_len, part)
+    facts["oddities"] = encoded.oddities()
+    fingerprint = _fingerprint(encoded, chosen, kept)
+    targets = encoded.num_trained(chosen, kept).astype(np.uint32)
     items = np.arange(len(chosen))
     if weights is not None:
-        items = np.repeat(items, _repeats(encoded, record_of[chosen], weights))
+        items = np.repeat(items, _repeats(encoded, record_of, weights))
     if len(items) == 0:
         raise ValueError("--data_weights: no conversation is left")
-    positions = kept[chosen][items] - 1
     if packing:
-        order, row_ends = best_fit(positions, max_seq_len)
+        order, row_ends = best_fit(kept[items] - 1, max_seq_len)
         items = items[order]
+        del order
     else:
         row_ends = np.arange(1, len(items) + 1)
-    digest = hashlib.sha256(_fingerprint(encoded, chosen, kept[chosen]).encode())
-    digest.update(f"{max_seq_len} {packing}".encode() + items.tobytes())
-    targets = encoded.num_trained(chosen, kept[chosen])[items]
+    digest = hashlib.sha256(fingerprint.encode())
+    digest.update(f"{max_seq_len} {packing}".encode())
+    digest.update(items)
+    row_starts = np.concatenate([[0], row_ends[:-1]])
     arrays = {
         "row_ends": row_ends,
         "sequences": chosen[items],
-        "kept": kept[chosen][items].astype(np.uint32),
-        "records": record_of[chosen][items],
-        "row_targets": np.add.reduceat(targets, np.concatenate([[0], row_ends[:-1]])),
+        "kept": kept[items],
+        "records": record_of[items],
+        "row_targets": np.add.reduceat(targets[items], row_starts, dtype=np.int64),
     }
-    facts = {
-        "num_tokens": int(positions.sum()),
+    facts |= {
+        "num_tokens": int(arrays["kept"].sum(dtype=np.int64)) - len(items),
         "documents_per_row": int(np.diff(row_ends, prepend=0).max()) + 1,
-        "num_conversations": int(is_mine.sum()),
-        "num_cut": int(((has > 0) & (has < needed)).sum()),
-        "num_too_long": num_too_long,
-        "oddities": encoded.oddities(),
-        "warning": left_out_warning("conversations", needed, has, max_seq_len),
         "fingerprint": digest.hexdigest(),
     }
     return arrays, facts
+
+
+def _chosen(encoded: Encoded, max_seq_len: int, part: Part) -> tuple:
+    """(sequences, kept, records, facts): the sequences of a part, as in `_rows`, in order."""
+    kept = encoded.cut_lengths(max_seq_len + 1).astype(np.uint32)
+    ends = encoded.ends_of_records()
+    needed, has = (
+        np.maximum.reduceat(tokens, np.concatenate([[0], ends[:-1]]))  # of the longest sequence
+        for tokens in (encoded.lengths().astype(np.uint32), kept)
+    )
+    needed, has = (
+        needed - 1,
+        np.maximum(has, 1) - 1,
+    )  # positions that each takes whole, that it gets
+    facts = {
+        "num_cut": int(((has > 0) & (has < needed)).sum()),
+        "num_too_long": int((has == 0).sum()),
+        "warning": left_out_warning("conversations", needed, has, max_seq_len),
+    }
+    del needed, has
+    chosen = np.flatnonzero(kept)
+    if len(chosen) == 0:
+        raise NothingFits(
+            f"no conversation fits --max_seq_len {max_seq_len} "
+            f"({facts['num_too_long']} are too long)"
+        )
+    kept = kept[chosen]
+    record_of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))[chosen]
+    last = np.flatnonzero(np.diff(record_of, append=-1))  # that sequence holds all its turns
+    is_mine = np.zeros(len(ends), bool)
+    is_mine[record_of[last]] = part.has(encoded.contents("ids", chosen[last], kept[last]))
+    facts["num_conversations"] = int(is_mine.sum())
+    mine = np.flatnonzero(is_mine[record_of])
+    if len(mine) == 0:
+        raise NothingFits("no conversation is held out")
+    return chosen[mine], kept[mine], record_of[mine], facts
 
 
 def _fingerprint(encoded: Encoded, sequences: np.ndarray, kept: np.ndarray) -> str:
