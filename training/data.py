@@ -20,7 +20,6 @@ from dataset.records import Problems
 from dataset.sft import SFTDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer
-from training import cli
 from training.distributed import local_main_first
 from training.evaluation import Question, first_questions, read_questions
 from training.run import Run
@@ -59,10 +58,8 @@ def conversations(
         packing = args.packing or part.side == HELD_OUT
         return SFTDataset(encoded, args.max_seq_len, packing, part, weights, args.cache_dir)
 
-    paths = _paths(args, demo)
-    weights = cli.paired(paths, args.data_weights) if args.data_weights else {}
-    train_rows = partial(rows, weights=[weights[path] for path in paths] if weights else None)
-    return _datasets("conversations", paths, args, tokenizer, run, train_rows, rows)
+    train_rows = partial(rows, weights=args.data_weights)
+    return _datasets("conversations", _paths(args, demo), args, tokenizer, run, train_rows, rows)
 
 
 def pairs(
