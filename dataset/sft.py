@@ -241,15 +241,12 @@ def _fingerprint(encoded: Encoded, sequences: np.ndarray, kept: np.ndarray) -> s
 def _repeats(encoded: Encoded, records: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """int64 [sequences]: how often each is taken per epoch, from the weight of its file.
 
-    records: the conversation of every sequence, in order. Files of one path are one file.
+    records: the conversation of every sequence, in order.
     """
     file_of = np.searchsorted(encoded.first_records, records, side="right") - 1
     is_new = np.diff(records, prepend=-1) != 0
     repeats = np.zeros(len(records), np.int64)
-    for path in dict.fromkeys(file.path for file in encoded.files):
-        same = [i for i, file in enumerate(encoded.files) if file.path == path]
-        mine = np.isin(file_of, same)
-        number = np.cumsum(is_new[mine])  # of the conversation among those of its file
-        weight = weights[same[0]]
-        repeats[mine] = np.floor(number * weight) - np.floor((number - 1) * weight)
+    for file, weight in enumerate(weights):
+        number = np.cumsum(is_new[file_of == file])  # of the conversation, in its file
+        repeats[file_of == file] = np.floor(number * weight) - np.floor((number - 1) * weight)
     return repeats

@@ -306,8 +306,8 @@ def in_range(low: float, high: float, or_zero: bool = False) -> Callable[[str], 
     return number
 
 
-def paired(paths: list, weights: list[float]) -> dict[str, float]:
-    """--data_weights by file; ValueError unless there is one for each, and each file once."""
+def check_weights(paths: list, weights: list[float]):
+    """--data_weights: ValueError unless there is one for each file, and each file once."""
     if len(paths) != len(weights):
         raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
     resolved = [Path(path).resolve() for path in paths]
@@ -318,7 +318,6 @@ def paired(paths: list, weights: list[float]) -> dict[str, float]:
                 f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
                 "in --data_weights"
             )
-    return {str(Path(path)): weight for path, weight in zip(paths, weights)}  # as records name it
 
 
 def write_args(out_dir: Path, args: argparse.Namespace, **more):

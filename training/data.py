@@ -12,7 +12,7 @@ from functools import partial
 
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset
-from dataset.encoded import ALL, HELD_OUT, Encoded, NothingFits, Part
+from dataset.encoded import HELD_OUT, Encoded, NothingFits, Part
 from dataset.kto import KTODataset
 from dataset.packing import TokenStream, split_documents, whole_stream
 from dataset.record_cache import encoded_records, with_template
@@ -20,7 +20,6 @@ from dataset.records import Problems
 from dataset.sft import SFTDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer
-from training import cli
 from training.distributed import local_main_first
 from training.evaluation import Question, first_questions, read_questions
 from training.run import Run
@@ -55,14 +54,9 @@ def conversations(
     demo: the file of the demo corpus.
     """
 
-    def rows(encoded: Encoded, part: Part = ALL, weights: list | None = None) -> SFTDataset:
-        packing = args.packing or part.side == HELD_OUT
-        return SFTDataset(encoded, args.max_seq_len, packing, part, weights, args.cache_dir)
-
-    paths = _paths(args, demo)
-    weights = cli.paired(paths, args.data_weights) if args.data_weights else {}
-    train_rows = partial(rows, weights=[weights[path] for path in paths] if weights else None)
-    return _datasets("conversations", paths, args, tokenizer, run, train_rows, rows)
+    rows = partial(SFTDataset, max_seq_len=args.max_seq_len, cache_dir=args.cache_dir)
+    train_rows = partial(rows, packing=args.packing, weights=args.data_weights)
+    return _datasets("conversations", _paths(args, demo), args, tokenizer, run, train_rows, rows)
 
 
 def pairs(

@@ -89,7 +89,7 @@ def _check_paths(args):
     if getattr(args, "questions", None):
         check_path(args.questions, "--questions")
     if getattr(args, "data_weights", None):
-        cli.paired(args.data_path or ["the demo corpus"], args.data_weights)
+        cli.check_weights(args.data_path or ["the demo corpus"], args.data_weights)
     _check_writable(args.cache_dir, f"--cache_dir {args.cache_dir}")
     if args.data_path is None:
         _check_writable(DEMO_DATA, f"{DEMO_DATA}, where the demo corpus goes")
