@@ -29,7 +29,6 @@ from dataset.chat_turns import (
     END_CALL,
     END_THINK,
     IM_END,
-    MAY_END,
     NO_THOUGHTS,
     THINK,
     InPieces,
@@ -132,26 +131,6 @@ def answer_pieces(
     if found is None:
         raise ValueError("the chat template shows the answer otherwise than behind its prompt")
     return found
-
-
-def encode_answer(
-    tokenizer: Tokenizer, prompt: list[dict], answer: list[dict], tools: list | None = None
-) -> Sequence:
-    """Ids and mask of `answer_pieces`."""
-    sequence = answer_pieces(tokenizer, prompt, answer, tools)._replace(ends=[])
-    ids, masks, _ = encode_sequences(tokenizer, [sequence])
-    return Sequence(ids.tolist(), masks.tolist())
-
-
-def cut(sequence: Sequence, limit: int) -> Sequence | None:
-    """One of the `training_sequences` up to the last answer that fits `limit` tokens, if any does.
-
-    Half an answer would teach the model to stop there, or never to stop.
-    """
-    end = min(limit, len(sequence.ids))
-    while end > 0 and not sequence.mask[end - 1] & MAY_END:
-        end -= 1
-    return Sequence(sequence.ids[:end], sequence.mask[:end]) if end > 0 else None
 
 
 def can_think(tokenizer: Tokenizer) -> bool:

@@ -7,8 +7,10 @@ results are plain data, so that they can go to other processes and back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -58,56 +60,6 @@ class ReasoningFound(ValueError):
     """A record has reasoning, and the chat template has no place for it: another one has."""
 
 
-class _Encoder:
-    """Collects the records of a chunk and their sequences."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self._control_strings = ControlStrings(tokenizer.control_tokens)
-        self.lines: list[int] = []
-        self.hashes: list[int] = []
-        self.counts: list[int] = []
-        self.labels: list[int] = []
-        self.sequences: list[InPieces] = []
-        self.num_with_control_strings = 0
-        self.has_reasoning = False
-
-    def add(self, record: Conversation | Pair | Judged, in_pieces: Callable) -> None:
-        """Note a record; its sequences are in_pieces(record)."""
-        place = f"{record.path}:{record.line}"
-        if record.has_reasoning:
-            if self.tokenizer.chat_template == NO_THINKING:
-                raise ReasoningFound(
-                    f"{place}: reasoning_content: the model's chat template has no place for it"
-                )
-            self.has_reasoning = True
-        text = record.as_text()
-        self.lines.append(record.line)
-        self.hashes.append(text_hash(text.encode("utf-8")))
-        self.num_with_control_strings += self._control_strings.are_in(text)
-        try:
-            sequences = in_pieces(record)
-        except ValueError as error:  # the template cannot say it
-            raise ValueError(f"{place}: {error}") from None
-        self.counts.append(len(sequences))
-        self.sequences += sequences
-
-    def chunk(self) -> EncodedChunk:
-        """All of them, encoded."""
-        ids, masks, lengths = encode_sequences(self.tokenizer, self.sequences)
-        return EncodedChunk(
-            ids,
-            masks,
-            lengths.astype(np.uint32),
-            np.array(self.counts, np.uint32),
-            np.array(self.lines, np.uint32),
-            np.array(self.hashes, np.uint64),
-            np.array(self.labels or np.zeros(len(self.lines)), np.uint8),
-            self.num_with_control_strings,
-            self.has_reasoning,
-        )
-
-
 @dataclass(frozen=True)
 class ConversationJob:
     """Encodes conversations for fine-tuning: each is its `chat.training_sequences`.
@@ -119,14 +71,10 @@ class ConversationJob:
     tokenizer: Tokenizer
 
     def __call__(self, records: Iterable[Record], problems: Problems) -> EncodedChunk:
-        encoder = _Encoder(self.tokenizer)
+        def in_pieces(c: Conversation) -> list[InPieces]:
+            return training_pieces(self.tokenizer, c.messages, c.tools)
 
-        def in_pieces(conversation: Conversation) -> list[InPieces]:
-            return training_pieces(self.tokenizer, conversation.messages, conversation.tools)
-
-        for record, parts in converted(records, to_conversation, problems):
-            encoder.add(Conversation(*parts, record.path, record.line), in_pieces)
-        return encoder.chunk()
+        return _encode(self.tokenizer, _made("chat", records, problems), in_pieces)
 
 
 @dataclass(frozen=True)
@@ -139,15 +87,11 @@ class PairJob:
     tokenizer: Tokenizer
 
     def __call__(self, records: Iterable[Record], problems: Problems) -> EncodedChunk:
-        encoder = _Encoder(self.tokenizer)
-
         def in_pieces(pair: Pair) -> list[InPieces]:
             sides = (pair.chosen, pair.rejected)
-            return [answer_pieces(self.tokenizer, pair.prompt, a, pair.tools) for a in sides]
+            return [answer_pieces(self.tokenizer, pair.prompt, s, pair.tools) for s in sides]
 
-        for record, parts in converted(records, to_pair, problems):
-            encoder.add(Pair(*parts, record.path, record.line), in_pieces)
-        return encoder.chunk()
+        return _encode(self.tokenizer, _made("pairs", records, problems), in_pieces)
 
 
 @dataclass(frozen=True)
@@ -157,15 +101,69 @@ class JudgedJob:
     tokenizer: Tokenizer
 
     def __call__(self, records: Iterable[Record], problems: Problems) -> EncodedChunk:
-        encoder = _Encoder(self.tokenizer)
+        def in_pieces(judged: Judged) -> list[InPieces]:
+            return [answer_pieces(self.tokenizer, judged.prompt, judged.answer, judged.tools)]
 
-        def in_pieces(record: Judged) -> list[InPieces]:
-            return [answer_pieces(self.tokenizer, record.prompt, record.answer, record.tools)]
+        return _encode(self.tokenizer, _made("judged", records, problems), in_pieces)
 
-        for record, parts in converted(records, to_judged, problems):
-            encoder.add(Judged(*parts, record.path, record.line), in_pieces)
-            encoder.labels.append(int(parts[-1]))
-        return encoder.chunk()
+
+Made = Conversation | Pair | Judged
+
+
+def _made(kind: str, records: Iterable[Record], problems: Problems) -> Iterator[Made]:
+    """The good records of a kind."""
+    convert, make = {
+        "chat": (to_conversation, Conversation),
+        "pairs": (to_pair, Pair),
+        "judged": (to_judged, Judged),
+    }[kind]
+    for record, parts in converted(records, convert, problems):
+        yield make(*parts, record.path, record.line)
+
+
+def _encode(
+    tokenizer: Tokenizer, records: Iterator[Made], in_pieces: Callable[[Made], list[InPieces]]
+) -> EncodedChunk:
+    """The chunk of some records, whose sequences are in_pieces(record), all encoded together."""
+    control_strings = ControlStrings(tokenizer.control_tokens)
+    lines, hashes, labels = array("I"), array("Q"), array("B")
+    num_with_control_strings, has_reasoning = 0, False
+    sequences: list[list[InPieces]] = []
+    for record in records:
+        if record.has_reasoning:
+            has_reasoning = True
+            if tokenizer.chat_template == NO_THINKING:
+                why = "reasoning_content: the model's chat template has no place for it"
+                raise ReasoningFound(f"{record.path}:{record.line}: {why}")
+        text = record.as_text()
+        lines.append(record.line)
+        hashes.append(text_hash(text.encode("utf-8")))
+        labels.append(getattr(record, "label", False))
+        num_with_control_strings += control_strings.are_in(text)
+        try:
+            sequences.append(in_pieces(record))
+        except ValueError as error:  # the template cannot say it
+            raise ValueError(f"{record.path}:{record.line}: {error}") from None
+    try:
+        ids, masks, lengths = encode_sequences(tokenizer, list(chain.from_iterable(sequences)))
+    except ValueError:  # it lacks a control token: seldom, so once more, to know for which record
+        for line, of_record in zip(lines, sequences):
+            try:
+                encode_sequences(tokenizer, of_record)
+            except ValueError as error:
+                raise ValueError(f"{record.path}:{line}: {error}") from None
+        raise
+    return EncodedChunk(
+        ids,
+        masks,
+        lengths.astype(np.uint32),
+        np.array([*map(len, sequences)], np.uint32),
+        np.array(lines, np.uint32),
+        np.array(hashes, np.uint64),
+        np.array(labels, np.uint8),
+        num_with_control_strings,
+        has_reasoning,
+    )
 
 
 @dataclass(frozen=True)
@@ -190,15 +188,7 @@ class CheckJob:
             num_with_control_strings += control_strings.are_in(text)
         return np.array(hashes, np.uint64), num_with_control_strings
 
-    def _texts(self, records: Iterable[Record], problems: Problems) -> Iterable[str]:
+    def _texts(self, records: Iterable[Record], problems: Problems) -> Iterator[str]:
         if self.kind == "text":
             return (text for text, _ in texts_of(records, problems, self.text_field))
-        convert, made = {
-            "chat": (to_conversation, Conversation),
-            "pairs": (to_pair, Pair),
-            "judged": (to_judged, Judged),
-        }[self.kind]
-        return (
-            made(*parts, record.path, record.line).as_text()
-            for record, parts in converted(records, convert, problems)
-        )
+        return (made.as_text() for made in _made(self.kind, records, problems))

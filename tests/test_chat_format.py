@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import chat
-from dataset.chat import cut, encode_conversation, parse_answer, said_aloud
+from dataset.chat import encode_conversation, parse_answer, said_aloud
 from dataset.chat import training_sequences as whole_sequences
 from dataset.chat_turns import MAY_END, TRAINED
 from dataset.conversations import to_conversation
@@ -51,9 +51,16 @@ class Trained(NamedTuple):
     longest: int  # tokens of the longest sequence, without a limit
 
 
+def cut(sequence: chat.Sequence, limit: int) -> chat.Sequence:
+    """A sequence up to the last of its answers that end within `limit` tokens."""
+    ends = [i + 1 for i, bits in enumerate(sequence.mask[:limit]) if bits & MAY_END]
+    end = max(ends, default=0)
+    return chat.Sequence(sequence.ids[:end], sequence.mask[:end])
+
+
 def training_sequences(tokenizer, messages, tools=None, limit=None) -> Trained:
     whole = whole_sequences(tokenizer, messages, tools)
-    kept = whole if limit is None else [s for s in (cut(s, limit) for s in whole) if s]
+    kept = whole if limit is None else [s for s in (cut(s, limit) for s in whole) if s.ids]
     num_answers = [sum(bool(m & MAY_END) for s in part for m in s.mask) for part in (whole, kept)]
     return Trained(
         [chat.Sequence(ids, [m & TRAINED for m in mask]) for ids, mask in kept],
