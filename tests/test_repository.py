@@ -139,7 +139,7 @@ def region(script: str, first: str, last: str) -> str:
     ("first", "last"),
     [
         ("# (3) under torchrun", "run = Run(args"),
-        ("# (6) the loader", "    run.loader("),
+        ("# (6) the loader", "    loader = run.loader("),
         ("# (7) the optimizer", "# (9) compile"),
         ("# (11) set the learning rate", "# (12) forward"),
         ("# (17) unscale", "if __name__"),

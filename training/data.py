@@ -1,8 +1,8 @@
 """What the data flags of a script mean: files read, encoded, and split into training and held out.
 
-Each function returns a training part and a held-out part. One process of each machine reads the
-files and fills the caches; all map them. Where no file is named it is the demo corpus, and for
-fine-tuning its questions.
+`texts`, `conversations`, `pairs` and `judged` return a training part and a held-out part. One
+process of each machine reads the files and fills the caches; all map them. Where no file is named
+it is the demo corpus, and for fine-tuning its questions.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def judged(
 def _datasets(kind: str, paths: list, args, tokenizer: Tokenizer, run: Run, train_rows, val_rows):
     """(training, held out or None), encoded and packed by one process of each machine.
 
-    train_rows, val_rows: make a dataset of Encoded records, or of a Part of them.
+    train_rows, val_rows: make a dataset of encoded records, or of a part of them.
     """
 
     def encode() -> tuple[Encoded, Encoded | None, Problems]:
@@ -99,16 +99,15 @@ def _datasets(kind: str, paths: list, args, tokenizer: Tokenizer, run: Run, trai
         for line in problems.lines():
             run.say(line)
         if val_encoded is not None:
-            dataset, val = train_rows(encoded), partial(val_rows, val_encoded)
-        else:
-            dataset = train_rows(encoded, part=Part("train", args.val_fraction))
-            if args.val_fraction == 0:
-                return dataset, None
-            val = partial(val_rows, encoded, part=Part(HELD_OUT, args.val_fraction))
-        try:
-            return dataset, val()
-        except NothingFits:
-            return dataset, None
+            dataset = train_rows(encoded)
+            try:
+                return dataset, val_rows(val_encoded)
+            except NothingFits as error:
+                raise ValueError(f"--val_data_path: {error}") from None
+        dataset, val_dataset = train_rows(encoded, part=Part("train", args.val_fraction)), None
+        if args.val_fraction > 0:
+            val_dataset = val_rows(encoded, part=Part(HELD_OUT, args.val_fraction))
+        return dataset, val_dataset
 
 
 def questions(
