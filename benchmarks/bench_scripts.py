@@ -8,8 +8,9 @@ train_pretrain.py and train_full_sft.py of both checkouts train the demo's model
 as often as --rounds says in the order old, new, new, old. Seconds per step are those of
 metrics.jsonl, where saving and evaluating do not count; a run's figure is the median over its steps
 but the first. A ratio new:old is that of the two olds' mean and the two news' mean of a round: what
-grows or falls steadily on a shared machine cancels out. Flags that a script of one checkout does
-not have are left out for both.
+grows or falls steadily on a shared machine cancels out. Beside it stands the ratio of the fastest
+steps of all runs, which say more where others use the machine by fits and starts. Flags that a
+script of one checkout does not have are left out for both.
 """
 
 import argparse
@@ -90,10 +91,10 @@ def train(checkout: Path, script: str, flags: dict, out_dir: Path):
         sys.exit(f"{' '.join(words)}\nin {checkout} failed:\n{done.stdout}")
 
 
-def step_seconds(metrics: Path, skip: int) -> float:
-    """Median seconds of a step, from the tokens and tokens/s that a run noted after each of them.
+def step_seconds(metrics: Path, skip: int) -> list[float]:
+    """Seconds of the steps but the first `skip`, from the tokens and tokens/s noted after each.
 
-    Raises ValueError if there is no step but the first `skip`.
+    Raises ValueError if there are no others.
     """
     seconds, before = [], 0
     for line in metrics.read_text(encoding="utf-8").splitlines():
@@ -103,7 +104,7 @@ def step_seconds(metrics: Path, skip: int) -> float:
             before = record["tokens"]
     if len(seconds) <= skip:
         raise ValueError(f"{metrics}: {len(seconds)} steps; more than --skip {skip} are needed")
-    return statistics.median(seconds[skip:])
+    return seconds[skip:]
 
 
 def ratios(old: list[float], new: list[float]) -> list[float]:
@@ -113,19 +114,22 @@ def ratios(old: list[float], new: list[float]) -> list[float]:
 
 
 def compare(script: str, args, flags: dict, work_dir: Path) -> dict:
-    """Seconds per step of every run of a script, in the order they were made."""
+    """Seconds per step of every run of a script, in the order they were made, and ratios."""
     checkouts = {"old": args.old, "new": ROOT}
     known = flags_of(args.old, script) & flags_of(ROOT, script)
     if unknown := flags.keys() - known:
         print(f"train_{script}.py: not in both checkouts: --{', --'.join(sorted(unknown))}")
     flags = {flag: value for flag, value in flags.items() if flag in known}
-    seconds = {"old": [], "new": []}
+    seconds, fastest = {"old": [], "new": []}, {"old": [], "new": []}
     for number in range(args.rounds):
         for i, which in enumerate(("old", "new", "new", "old")):
             out_dir = work_dir / f"{script}-{number}-{i}"
             train(checkouts[which], script, flags, out_dir)
-            seconds[which].append(step_seconds(out_dir / "metrics.jsonl", args.skip))
-    return seconds | {"ratios": ratios(**seconds)}
+            steps = step_seconds(out_dir / "metrics.jsonl", args.skip)
+            seconds[which].append(statistics.median(steps))
+            fastest[which].append(min(steps))
+    fastest_ratio = min(fastest["new"]) / min(fastest["old"])
+    return seconds | {"ratios": ratios(**seconds), "fastest_ratio": fastest_ratio}
 
 
 def row(script: str, figures: dict) -> str:
@@ -133,6 +137,7 @@ def row(script: str, figures: dict) -> str:
     return (
         f"train_{script + '.py':14} {statistics.median(old):9.4f} {statistics.median(new):9.4f}"
         f" {statistics.median(each):9.3f}   {min(each):.3f} to {max(each):.3f}"
+        f"  {figures['fastest_ratio']:13.3f}"
     )
 
 
@@ -149,7 +154,7 @@ def benchmark(args, work_dir: Path) -> dict:
         known = flags_of(args.old, "pretrain")
         base = {flag: value for flag, value in flags["pretrain"].items() if flag in known}
         train(args.old, "pretrain", base | {"max_steps": 1}, work_dir / "base")
-    print("seconds per step:           old       new   new:old   of the rounds")
+    print("seconds per step:           old       new   new:old   of the rounds   fastest steps")
     results = {}
     for script in args.scripts:
         results[script] = compare(script, args, flags[script] | {"max_steps": args.steps}, work_dir)
