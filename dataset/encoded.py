@@ -33,12 +33,12 @@ ARRAYS = {
     "lines": "<u4",  # [R] line of each record in its file
     "hashes": "<u8",  # [R] of each record's content: equal ones are equal
     "labels": "<u1",  # [R] of judged answers: 1 if desirable
-    "control_strings": "<i8",  # [any number] sums up to the records whose text holds some
+    "control_strings": "<i8",  # [chunks of the file] records whose text holds some, to be added up
 }
 
 
-class NothingFits(ValueError):
-    """No record of some data fits a row."""
+class NoRecords(ValueError):
+    """No record of some data is left: none fits a row, or none is held out."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class EncodedFile:
 class Encoded:
     """The records of several files, and their sequences, numbered through from 0.
 
-    Cheap to send to a loader process where the files are mapped. What is computed over all of it
-    takes 8 bytes a sequence each and is not kept.
+    Cheap to send to a loader process where the files are mapped. Arrays over all of it are made anew
+    at each call and take 8 bytes a sequence.
     """
 
     def __init__(self, files: Sequence[EncodedFile], eos_id: int, tokenizer_fingerprint: str):

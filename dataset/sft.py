@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from dataset.best_fit import best_fit
 from dataset.cache_folder import cached_arrays
 from dataset.chat_turns import TRAINED
-from dataset.encoded import ALL, Encoded, NothingFits, Part
+from dataset.encoded import ALL, Encoded, NoRecords, Part
 from dataset.left_out import left_out_warning
 
 FORMAT_VERSION = 1  # of cached rows: raise it whenever the same data would give others
@@ -37,7 +37,7 @@ class SFTDataset(Dataset):
     cache_dir  where the rows are kept, once they are known; None: in memory
 
     Positions after the last sequence hold eos, are masked, and are a document of their own. Item -1
-    is a filler. Raises NothingFits if no conversation has an answer that fits.
+    is a filler. Raises NoRecords if no conversation has an answer that fits.
 
     num_tokens         positions that hold real tokens, per epoch
     documents_per_row  no row has more, the filled up end counted
@@ -212,7 +212,7 @@ def _chosen(encoded: Encoded, max_seq_len: int, part: Part) -> tuple:
     del needed, has
     chosen = np.flatnonzero(kept)
     if len(chosen) == 0:
-        raise NothingFits(
+        raise NoRecords(
             f"no conversation fits --max_seq_len {max_seq_len} "
             f"({facts['num_too_long']} are too long)"
         )
@@ -224,7 +224,7 @@ def _chosen(encoded: Encoded, max_seq_len: int, part: Part) -> tuple:
     facts["num_conversations"] = int(is_mine.sum())
     mine = np.flatnonzero(is_mine[record_of])
     if len(mine) == 0:
-        raise NothingFits("no conversation is held out")
+        raise NoRecords("no conversation is held out")
     return chosen[mine], kept[mine], record_of[mine], facts
 
 

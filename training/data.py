@@ -12,7 +12,7 @@ from functools import partial
 
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset
-from dataset.encoded import HELD_OUT, Encoded, NothingFits, Part
+from dataset.encoded import HELD_OUT, Encoded, NoRecords, Part
 from dataset.kto import KTODataset
 from dataset.packing import TokenStream, split_documents, whole_stream
 from dataset.record_cache import encoded_records, with_template
@@ -102,7 +102,7 @@ def _datasets(kind: str, paths: list, args, tokenizer: Tokenizer, run: Run, trai
             dataset = train_rows(encoded)
             try:
                 return dataset, val_rows(val_encoded)
-            except NothingFits as error:
+            except NoRecords as error:
                 raise ValueError(f"--val_data_path: {error}") from None
         dataset, val_dataset = train_rows(encoded, part=Part("train", args.val_fraction)), None
         if args.val_fraction > 0:
