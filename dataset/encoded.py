@@ -66,8 +66,8 @@ class EncodedFile:
 class Encoded:
     """The records of several files, and their sequences, numbered through from 0.
 
-    Cheap to send to a loader process where the files are mapped. Arrays over all of it are made anew
-    at each call and take 8 bytes a sequence.
+    Cheap to send to a loader process where the files are mapped. Arrays over all of it take 8
+    bytes a sequence and are made anew at each call.
     """
 
     def __init__(self, files: Sequence[EncodedFile], eos_id: int, tokenizer_fingerprint: str):
