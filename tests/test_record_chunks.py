@@ -395,7 +395,7 @@ def test_workers_leave_signals_to_their_parent(tmp_path, monkeypatch):
     assert "TOKENIZERS_PARALLELISM" not in os.environ
 
 
-ORPHANS = """
+ORPHANS = r"""
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from dataset import record_chunks
@@ -471,3 +471,16 @@ def test_what_parts_of_a_file_tell_is_merged_as_if_told_at_once(parts):
             tell(found, line, what, number)
         merged.merge(found)
     assert told(merged) == told(at_once)
+
+
+def test_a_name_stays_known_in_parts_with_many_others():
+    """Where more names come than are kept apart, those of earlier parts are counted on."""
+    at_once, merged = Problems(), Problems()
+    for names in (["known"], [*map(str, range(1200)), "known"]):
+        found = all_problems()
+        for problems in (at_once, found):
+            for name in names:
+                problems.remarks_of("file").count_not_used(name)
+        merged.merge(found)
+    assert told(merged) == told(at_once)
+    assert merged.remarks_of("file").not_used["known"] == 2
