@@ -23,7 +23,7 @@ from dataset.encoding import ConversationJob
 from dataset.line_readers import cut_at_lines, read_jsonl
 from dataset.readers import read_records
 from dataset.record_chunks import work_through
-from dataset.records import DataError, Problems
+from dataset.records import DataError, Problems, Remarks, all_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -395,14 +395,14 @@ def test_workers_leave_signals_to_their_parent(tmp_path, monkeypatch):
     assert "TOKENIZERS_PARALLELISM" not in os.environ
 
 
-ORPHANS = """
+ORPHANS = r"""
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from dataset import record_chunks
 from dataset.records import Problems
 
 def sleeps(records, problems):
-    os.write(1, b"%d\\n" % os.getpid())  # one write: both write at once
+    os.write(1, f"{os.getpid()}\n".encode())  # in one piece
     time.sleep(100)
 
 if __name__ == "__main__":
@@ -442,3 +442,45 @@ def test_small_files_need_no_process(tmp_path, monkeypatch):
     expected = [record.line for record in read_records(path, "skip")]
     made = work_through(path, lines_of, Problems(), processes=2, on_bad_record="skip")
     assert [line for chunk in made for line in chunk] == expected
+
+
+finding = st.tuples(st.sampled_from(["bad", "not used", "read as"]), st.integers(0, 9))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(finding, max_size=30), max_size=4))
+def test_what_parts_of_a_file_tell_is_merged_as_if_told_at_once(parts):
+    """First kinds, names that are kept apart and their order, however the file was cut."""
+
+    def tell(problems: Problems, line: int, what: str, number: int):
+        remarks = Remarks()
+        if what == "bad":
+            problems.add(f"file {number % 2}", line, "this", f"that {number}")
+        elif what == "not used":
+            remarks.count_not_used(f"name {number}")
+        else:
+            remarks.read_as[f"texts {number}"] += 1
+        problems.remarks_of("file 0").add(remarks)
+
+    at_once, merged, line = Problems(3, 4), Problems(3, 4), 0
+    for part in parts:
+        found = all_problems()
+        for what, number in part:
+            line += 1
+            tell(at_once, line, what, number)
+            tell(found, line, what, number)
+        merged.merge(found)
+    assert told(merged) == told(at_once)
+
+
+def test_a_name_stays_known_in_parts_with_many_others():
+    """Where more names come than are kept apart, those of earlier parts are counted on."""
+    at_once, merged = Problems(), Problems()
+    for names in (["known"], [*map(str, range(1200)), "known"]):
+        found = all_problems()
+        for problems in (at_once, found):
+            for name in names:
+                problems.remarks_of("file").count_not_used(name)
+        merged.merge(found)
+    assert told(merged) == told(at_once)
+    assert merged.remarks_of("file").not_used["known"] == 2
