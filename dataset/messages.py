@@ -134,7 +134,7 @@ def check_messages(
 
 
 def plain_messages(messages: object) -> list[dict] | None:
-    """Messages with nothing to mend and nothing to refuse, in the checked form; None for all others.
+    """Messages with nothing to mend or to refuse, in the checked form; None for all others.
 
     Most are of this kind, and to look at them takes a tenth of the time: a role and a text each,
     without blank lines around it, user and assistant in turn, a system message before them or none.
