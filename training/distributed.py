@@ -194,6 +194,19 @@ def shard(model: nn.Module, ranks: Ranks, args) -> nn.Module:
     return model
 
 
+def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """The module with its gradients averaged over the ranks; itself where there is one process.
+
+    Buffers stay each rank's own: they are the same everywhere, or, as the experts' loads, what this
+    rank's rows have come to. Gradients lie where they are sent from, not once more beside it.
+    """
+    if not ranks.is_distributed:
+        return module
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False  # torch 2.13 calls the argument forward_sync_buffers
+    return wrapped
+
+
 @contextmanager
 def gradient_sync(wrapped, at_boundary: bool):
     """Around forward and backward: ranks share gradients at the accumulation boundary alone."""

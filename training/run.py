@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from dataset.sampler import UpdateSampler
 from training import checkpoint, compute
 from training.distributed import (
     building_device,
+    data_parallel,
     gradient_sync,
     init_distributed,
     seed_dropout,
@@ -151,9 +151,8 @@ class Run:
     def parallel(self, model: nn.Module) -> nn.Module:
         """What to call in place of the model in training: compiled, gradients averaged."""
         self.compiled = self.compile(model)
-        self._parallel = self.compiled
-        if self.ranks.is_distributed and not self.args.fsdp:
-            self._parallel = DistributedDataParallel(self.compiled)
+        is_sharded = self.args.fsdp
+        self._parallel = self.compiled if is_sharded else data_parallel(self.compiled, self.ranks)
         return self._parallel
 
     def begin(
