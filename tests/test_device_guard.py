@@ -109,6 +109,7 @@ PLANTED = {
     lambda x: x * x.tolist(): "tolist",
     lambda x: x.view(1).nonzero(): "nonzero",
     lambda x: torch.equal(x, x): "equal",
+    lambda x: x.to(x.device): "to, waiting",
     torch_reads: "_local_scalar_dense in clip_grad.py _get_total_norm",
 }
 
@@ -132,6 +133,27 @@ def test_what_is_planted_in_a_script_is_found(faults, monkeypatch, planted):
     )
     place = f"tests/test_device_guard.py {planted.__name__}: {PLANTED[planted]}"
     assert faults("pretrain") == {place}
+
+
+@pytest.mark.parametrize(
+    ("script", "measure", "read"),
+    [
+        ("pretrain", "held_out_loss", {"to, waiting", "tolist"}),
+        ("dpo", "pair_log_probs", set()),
+    ],
+)
+def test_held_out_figures_are_read_at_the_end(faults, monkeypatch, script, measure, read):
+    """Every batch is copied and computed without waiting, whatever their number."""
+    lines, measured = [], getattr(SCRIPTS[script], measure)
+
+    def guarded_measure(*args):
+        with guarded(lines):
+            return measured(*args)
+
+    monkeypatch.setattr(SCRIPTS[script], measure, guarded_measure)
+    faults(script, "--val_fraction", 0.2, "--batch_size", 1)
+    assert set(lines) == {f"training/evaluation.py {measure}: {what}" for what in read}
+    assert len(lines) == 2 * len(read)  # before the first update and after the last one
 
 
 def test_where_documents_begin_is_not_read():

@@ -48,6 +48,8 @@ def init_distributed(device: str = "auto", deterministic: bool = False) -> Ranks
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        # for all threads and processes that compile; the next line says it to this thread alone
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
         torch.use_deterministic_algorithms(True, warn_only=True)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
