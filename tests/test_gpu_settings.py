@@ -49,7 +49,7 @@ print("as expected")
 
 
 def test_deterministic_reaches_every_thread():
-    """The compiler measures nothing on the device, whoever compiles: backward has its own thread."""
+    """The compiler measures nothing on the device, whoever compiles."""
     done = subprocess.run(
         [sys.executable, "-c", DETERMINISTIC], cwd=REPOSITORY, capture_output=True, text=True
     )
@@ -57,7 +57,7 @@ def test_deterministic_reaches_every_thread():
 
 
 def test_ranks_share_gradients_and_nothing_else(tmp_path):
-    """Their mean, in the memory it was sent from; buffers are not sent, and experts' loads right."""
+    """Their mean, in the memory it was sent from; buffers, as experts' loads, stay their own."""
     path = tmp_path / "two.py"
     path.write_text(IN_TWO)
     assert run(path, tmp_path, processes=2).count("as expected") == 2

@@ -1,8 +1,6 @@
 """Batches reach a GPU from pinned memory, by copies that nobody waits for."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
