@@ -65,6 +65,8 @@ class RunLog:
             self.bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True)
         self.wandb = _start_wandb(out_dir, args) if args and args.use_wandb else None
         self.total_steps = total_steps
+        if self.device.type == "cuda":  # what was tried and measured before is not training's
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.pause_clock()
 
     def waiting(self, loader: Iterable) -> Iterator:
@@ -90,8 +92,9 @@ class RunLog:
         """Record numbers of `step` and print them as one line.
 
         speed="tokens" (or "pairs"): add tokens_per_s; mfu, the share of the devices' arithmetic
-        rate; memory_gb (10⁹ bytes: the peak on a GPU, the process's present size else); data_wait,
-        the share of the time spent waiting for batches; minutes_left. All since the last such line.
+        rate; data_wait, the share of the time spent waiting for batches; minutes_left. All since
+        the last such line. memory_gb (10⁹ bytes): on a GPU the peak since the log was opened, else
+        the process's present size.
         """
         if not self.is_main:
             return
