@@ -87,20 +87,22 @@ def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
     """Its figures, and those of the process: memory that it touched, a child's CPU seconds."""
     script = tmp_path / "step.py"
     script.write_text(
-        f"import subprocess, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"import subprocess, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from benchmarks.own_process import print_figures\n"
         "def step():\n"
         "    busy = 'import time\\nwhile time.process_time() < 0.3: pass'\n"
         "    subprocess.run([sys.executable, '-c', busy], check=True)\n"
         "    print('not a figure')\n"
-        "    return {'tokens': 7, 'given': sys.argv[1:], 'kept': len(bytes(50 << 20) * 2)}\n"
+        "    kept = b'x' * (150 << 20)\n"
+        "    time.sleep(0.2)\n"
+        "    return {'tokens': 7, 'given': sys.argv[1:]}\n"
         "print_figures(step)\n"
     )
     figures = measure(str(script), {"a": 1, "b": True})
     assert figures["given"] == ["--a", "1", "--b"]
     assert figures["cpu_seconds"] >= 0.3 and figures["seconds"] > 0
     if sys.platform == "linux":
-        assert figures["own_bytes"] < 100 << 20 < figures["peak_bytes"]
+        assert 150 << 20 < figures["own_bytes"] < figures["peak_bytes"] < 250 << 20
     line = row("a step", {"tokens": 10, "seconds": 2.0, "cpu_seconds": 5.0, "note": "noted"})
     assert line.split()[:6] == ["a", "step", "2.00", "5.00", "5", "2"] and "noted" in line
 
