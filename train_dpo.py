@@ -30,10 +30,8 @@ METRICS = (
     "rejected_log_prob",
 )  # fmt: skip
 SEQ_LEN = 4096  # tokens per row: both answers of nearly all real pairs fit (docs/decisions.md)
-# flags that belong to one loss alone
-OF_A_LOSS = {
-    "sigmoid": (), "ipo": (), "robust": ("label_smoothing",), "simpo": ("simpo_gamma",), "orpo": (),
-}  # fmt: skip
+LOSSES = ["sigmoid", "ipo", "robust", "simpo", "orpo"]
+OF_A_LOSS = {"robust": {"label_smoothing": 0.1}, "simpo": {"simpo_gamma": 0.5}}  # and defaults
 WITHOUT_REFERENCE = ("simpo", "orpo")  # they take the mean log-probabilities of tokens
 
 
@@ -78,11 +76,13 @@ def parse_args():
 
     add = cli.flags(parser, "preferences")
     text = "of a pair: sigmoid is DPO, ipo, robust (wrong labels), simpo and orpo (no reference)"
-    add("--loss", list(OF_A_LOSS), "sigmoid", text)
+    add("--loss", LOSSES, LOSSES[0], text)
     add("--beta", cli.in_range(1e-6, 1e3), 0.1, "strength of the reference")
     text = "robust: share of pairs whose labels are taken to be wrong"
-    add("--label_smoothing", cli.in_range(0, 0.49), 0.1, text)
-    add("--simpo_gamma", cli.in_range(0, 100), 0.5, "simpo: target margin")
+    default = OF_A_LOSS["robust"]["label_smoothing"]
+    add("--label_smoothing", cli.in_range(0, 0.49), default, text)
+    default = OF_A_LOSS["simpo"]["simpo_gamma"]
+    add("--simpo_gamma", cli.in_range(0, 100), default, "simpo: target margin")
     text = "weight of the chosen answers' own loss (nats per token); 0: none"
     add("--sft_weight", cli.in_range(0, 1e3), 0.0, text)
 
@@ -90,6 +90,15 @@ def parse_args():
     cli.add_training_flags(parser, epochs=1, batch_size=2, learning_rate=5e-5, weight_decay=0.0)
     cli.add_run_flags(parser, out_dir="out/dpo")
     return parser.parse_args()  # (1) parse the command line
+
+
+def parts_of_the_loss(args) -> dict:
+    """What the loss of a run is made of; ValueError for a number of another loss."""
+    for loss, numbers in OF_A_LOSS.items():
+        for name, default in numbers.items() if loss != args.loss else ():
+            if getattr(args, name) != default:
+                raise ValueError(f"--{name}: belongs to --loss {loss}, not {args.loss}")
+    return {name: getattr(args, name) for name in ("loss", "beta", *OF_A_LOSS.get(args.loss, ()))}
 
 
 def main():
@@ -100,10 +109,9 @@ def main():
     # (2) the architecture
     config = cli.build_config(args, tokenizer.vocab_size, SEQ_LEN)
     adapter = cli.build_lora(args, config) if args.lora_rank else None
-    of_the_loss = {name: getattr(args, name) for name in ("loss", "beta", *OF_A_LOSS[args.loss])}
 
     # (3) under torchrun: join the process group, take this rank's device
-    run = Run(args, config, adapter, **of_the_loss)
+    run = Run(args, config, adapter, **parts_of_the_loss(args))
 
     # (4) the model, which is still the reference
     base = inherited(args.init_from)
@@ -112,16 +120,17 @@ def main():
     # (5) the dataset: both answers of a pair in one row, and what the reference says of them
     dataset, val_dataset = data.pairs(args, tokenizer, run)
     questions = data.questions(args, tokenizer)
-    asked = None if args.loss in WITHOUT_REFERENCE else model
+    reference_model = None if args.loss in WITHOUT_REFERENCE else model
     reference, val_reference = (
-        reference_log_probs(run, asked, part) for part in (dataset, val_dataset or dataset)
+        reference_log_probs(run, reference_model, part)
+        for part in (dataset, val_dataset or dataset)
     )
     lengths = dataset.answer_lengths.to(run.device)
     if run.resumed_from:  # from here on the model is the policy
         model = run.place(load_policy(run, run.resumed_from))
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
-    run.loader(dataset, val_dataset, dataset.num_pairs, "pairs")
+    loader = run.loader(dataset, val_dataset, dataset.num_pairs, "pairs")
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone
     optimizer = build_optimizer(
@@ -129,7 +138,7 @@ def main():
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
 
-    # (9) compile; several processes: average the gradients
+    # (9) compile; several processes: DistributedDataParallel averages the gradients
     parallel, log_probs_of = run.parallel(model), run.compile(document_log_probs)
 
     def measure():
@@ -150,7 +159,7 @@ def main():
 
     # (10) for every epoch, for every batch
     for epoch in run.epochs():
-        for X, Y, loss_mask, document_ids, pairs in run.batches(epoch):
+        for X, Y, loss_mask, document_ids, pairs in run.batches(loader, epoch):
             # (11) set the learning rate
             lr = learning_rate(run.step, run.total_steps, args)  # --lr_schedule
             for group in optimizer.param_groups:
@@ -168,8 +177,8 @@ def main():
                 num_pairs = is_pair.sum().clamp(min=1)
                 loss = (losses * is_pair).sum() / num_pairs + aux_loss
 
-                # (15) divide by the accumulation steps; `share` makes every pair of an update
-                # weigh the same, however many a micro-batch has
+                # (15) divide by the accumulation steps; `share` turns this micro-batch's mean into
+                # its part of the mean over all pairs of the update
                 loss = loss * run.share(is_pair) / args.accumulation_steps
 
                 # (16) scale, backward
@@ -182,7 +191,7 @@ def main():
             # (17) unscale, clip, step, update the scaler, zero the gradients
             scaler.unscale_(optimizer)
             grad_norm = clip_gradients(model, args.grad_clip)
-            run.skip_unless_finite(grad_norm)
+            run.skip_unless_finite(grad_norm)  # if it is not, the next line changes nothing
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

@@ -106,7 +106,7 @@ def main():
         model = run.place(load_policy(run, run.resumed_from))
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
-    run.loader(dataset, val_dataset, dataset.num_records, "examples")
+    loader = run.loader(dataset, val_dataset, dataset.num_records, "examples")
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone
     optimizer = build_optimizer(
@@ -114,7 +114,7 @@ def main():
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
 
-    # (9) compile; several processes: average the gradients
+    # (9) compile; several processes: DistributedDataParallel averages the gradients
     parallel, log_probs_of = run.parallel(model), run.compile(document_log_probs)
 
     def measure():
@@ -140,7 +140,7 @@ def main():
 
     # (10) for every epoch, for every batch
     for epoch in run.epochs():
-        for X, Y, loss_mask, document_ids, records in run.batches(epoch):
+        for X, Y, loss_mask, document_ids, records in run.batches(loader, epoch):
             # (11) set the learning rate
             lr = learning_rate(run.step, run.total_steps, args)  # --lr_schedule
             for group in optimizer.param_groups:
@@ -159,8 +159,8 @@ def main():
                 num_records = is_record.sum().clamp(min=1)
                 loss = (losses * is_record).sum() / num_records + aux_loss
 
-                # (15) divide by the accumulation steps; `share` makes every record of an update
-                # weigh the same, however many a micro-batch has
+                # (15) divide by the accumulation steps; `share` turns this micro-batch's mean into
+                # its part of the mean over all records of the update
                 loss = loss * run.share(is_record) / args.accumulation_steps
 
                 # (16) scale, backward
@@ -173,7 +173,7 @@ def main():
             # (17) unscale, clip, step, update the scaler, zero the gradients
             scaler.unscale_(optimizer)
             grad_norm = clip_gradients(model, args.grad_clip)
-            run.skip_unless_finite(grad_norm)
+            run.skip_unless_finite(grad_norm)  # if it is not, the next line changes nothing
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

@@ -61,7 +61,7 @@ def main():
     questions = data.questions(args, tokenizer, val_dataset)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
-    run.loader(dataset, val_dataset)
+    loader = run.loader(dataset, val_dataset)
 
     # (7) the optimizer, (8) the scaler, which does something for float16 alone
     optimizer = build_optimizer(
@@ -69,7 +69,7 @@ def main():
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
 
-    # (9) compile; several processes: average the gradients
+    # (9) compile; several processes: DistributedDataParallel averages the gradients
     parallel, masked_loss = run.parallel(model), run.compile(masked_cross_entropy)
 
     measure = partial(loss_and_answers, run, val_dataset, tokenizer, questions)
@@ -82,7 +82,7 @@ def main():
 
     # (10) for every epoch, for every batch
     for epoch in run.epochs():
-        for X, Y, loss_mask, document_ids in run.batches(epoch):
+        for X, Y, loss_mask, document_ids in run.batches(loader, epoch):
             # (11) set the learning rate
             lr = learning_rate(run.step, run.total_steps, args)  # --lr_schedule
             for group in optimizer.param_groups:
@@ -95,8 +95,8 @@ def main():
                     cross_entropy = masked_loss(logits, Y, loss_mask)
                     loss = cross_entropy + aux_loss
 
-                # (15) divide by the accumulation steps; `share`, which is 1 where rows are full,
-                # makes every token of an update weigh the same where they are not
+                # (15) divide by the accumulation steps; `share` turns this micro-batch's mean into
+                # its part of the mean over all tokens of the update: 1 where all rows are full
                 loss = loss * run.share(loss_mask) / args.accumulation_steps
 
                 # (16) scale, backward
@@ -108,7 +108,7 @@ def main():
             # (17) unscale, clip, step, update the scaler, zero the gradients
             scaler.unscale_(optimizer)
             grad_norm = clip_gradients(model, args.grad_clip)
-            run.skip_unless_finite(grad_norm)
+            run.skip_unless_finite(grad_norm)  # if it is not, the next line changes nothing
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

@@ -3,17 +3,17 @@
     python benchmarks/bench_data.py                     # 100 MB of text, a minute or two
     python benchmarks/bench_data.py --gigabytes 1       # what the targets are stated for
     python benchmarks/bench_data.py --data_path a.jsonl # other text to repeat
+    python benchmarks/bench_data.py --conversations     # conversations, with tools too, and pairs
 
 The text is repeated until it is large enough; in every repetition all documents are cut at another
 place and their parts swapped, so that no two are equal. Every figure is of a process of its own.
-On a shared machine wall times say little: tokens per CPU second count.
+On a shared machine wall times say little: tokens per CPU second count. MiB: the most a process
+held; own MiB: what it has at the end apart from mapped files, which all processes share.
 """
 
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,13 +22,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import conversation_data
+from benchmarks.own_process import HEADER, ROOT, measure, print_figures, row
 from dataset.demo import write_demo
 from dataset.readers import read_texts
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import load_tokenizer
 from training.terminal import forgive_encodings
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 STEPS = {
     "read": "reading records",
@@ -45,12 +46,14 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--gigabytes", type=float, default=0.1, help="size of the text file (default 0.1)")
-    add("--data_path", nargs="+", default=None, help="text to repeat; None: real text, or the demo")
+    add("--data_path", nargs="+", default=None, help="data to repeat; None: real data, or the demo")
+    add("--conversations", action="store_true", help="conversations and pairs in place of text")
     add("--tokenizer", default="model/tokenizer", help="tokenizer folder")
-    add("--max_seq_len", type=int, default=256, help="tokens per row of the loader (default 256)")
+    add("--max_seq_len", type=int, default=None, help="tokens per row; None: the script's default")
     add("--batch_size", type=int, default=16, help="rows per batch of the loader (default 16)")
     add("--work_dir", default=None, help="folder for file and cache; None: a temporary one")
-    add("--step", choices=STEPS, default=None, help=argparse.SUPPRESS)  # in a process of its own
+    add("--lengths", type=int, default=10_000_000, help="packed in --conversations (default 10⁷)")
+    add("--step", default=None, help=argparse.SUPPRESS)  # in a process of its own
     return parser.parse_args()
 
 
@@ -151,72 +154,69 @@ def first_loader(args, data: Path, cache: Path):
     return DataLoader(dataset, batch_sampler=sampler)
 
 
-def run_step(name: str, args, data: Path, cache: Path):
-    """Run one step here and print its figures as JSON."""
-    begin, cpu = time.perf_counter(), time.process_time()
-    result = globals()[name](args, data, cache)
-    result.setdefault("seconds", time.perf_counter() - begin)
-    result.setdefault("cpu_seconds", time.process_time() - cpu)
-    status = Path("/proc/self/status")
-    if status.exists():  # the most memory this process held at any time
-        result["peak_bytes"] = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
-    print(json.dumps(result))
-
-
-def measure(name: str, args, work_dir: Path) -> dict:
-    """Run one step in a new process."""
-    command = [sys.executable, __file__, "--step", name, "--work_dir", work_dir]
-    for flag in ("tokenizer", "max_seq_len", "batch_size"):
-        command += [f"--{flag}", getattr(args, flag)]
-    done = subprocess.run(map(str, command), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads(done.stdout)
-
-
-def row(name: str, result: dict) -> str:
-    """One line of the table."""
-    cpu = result["cpu_seconds"]
-    cells = [f"{STEPS[name]:41}", f"{result['seconds']:8.2f}", f"{cpu:8.2f}"]
-    cells.append(
-        f"{result['tokens'] / result['seconds']:13,.0f}" if "tokens" in result else " " * 13
-    )
-    cells.append(f"{result['tokens'] / cpu:13,.0f}" if "tokens" in result else " " * 13)
-    cells.append(f"{result.get('peak_bytes', 0) / 2**20:7,.0f}")
-    if "import_seconds" in result:
-        cells.append(f"  and {result['import_seconds']:.2f} s of imports")
-    if "rows" in result:
-        cells.append(f"  {result['rows'] / result['seconds']:,.0f} rows/s")
-    return " ".join(cells)
-
-
 def benchmark(args, work_dir: Path):
     data = work_dir / "text.jsonl"
     sources = args.data_path or sorted(SHARED.glob("pretrain_*.jsonl"))
     make_text(
         data, sources or [write_demo("out/demo_data")["pretrain.jsonl"]], args.gigabytes * 1e9
     )
-    time.sleep(2.1)  # the hash of a file that is younger is not remembered
     print(f"{data.stat().st_size / 1e6:,.0f} MB of text, {os.cpu_count()} cores")
-    print(f"{'':41} seconds  CPU sec      tokens/s  tok/CPU sec     MiB")
-    results = {}
-    for name in STEPS:
-        results[name] = measure(name, args, work_dir)
-        print(row(name, results[name]), flush=True)
+    results = measure_steps(args, data, STEPS)
     print(json.dumps({"bytes": data.stat().st_size, "cores": os.cpu_count(), **results}))
+
+
+def benchmark_conversations(args, work_dir: Path):
+    results = {"gigabytes": args.gigabytes, "cores": os.cpu_count()}
+    for kind, steps in conversation_data.STEPS_OF.items():
+        if args.data_path and kind != "conversations":
+            continue
+        data = work_dir / kind / "data.jsonl"
+        data.parent.mkdir()
+        sources = args.data_path or conversation_data.sources_of(kind)
+        conversation_data.make_records(data, sources, args.gigabytes * 1e9, kind == "tools")
+        print(f"{data.stat().st_size / 1e6:,.0f} MB of {kind}, {os.cpu_count()} cores")
+        titles = {step: conversation_data.STEPS[step] for step in steps}
+        results[kind] = measure_steps(args, data, titles, kind)
+    print(json.dumps(results))
+
+
+def measure_steps(args, data: Path, titles: dict[str, str], kind: str = "") -> dict:
+    """Run steps, each in a process of its own, and print the table."""
+    time.sleep(2.1)  # the hash of a file that is younger is not remembered
+    print(HEADER)
+    flags = {"work_dir": data.parent}
+    for name in ("tokenizer", "max_seq_len", "batch_size", "lengths"):
+        if getattr(args, name) is not None:
+            flags[name] = getattr(args, name)
+    results = {}
+    for step, title in titles.items():
+        results[step] = measure(__file__, flags | {"step": f"{kind}-{step}"})
+        print(row(title, results[step]), flush=True)
+    return results
+
+
+def run_step(args):
+    """One step in this process, whose figures are printed."""
+    kind, _, name = args.step.rpartition("-")
+    folder = Path(args.work_dir)
+    if kind:
+        print_figures(lambda: conversation_data.step(name, kind, folder, args))
+    else:
+        args.max_seq_len = args.max_seq_len or 256
+        print_figures(lambda: globals()[name](args, folder / "text.jsonl", folder / "cache"))
 
 
 def main():
     args = parse_args()
+    run = benchmark_conversations if args.conversations else benchmark
     if args.step:
-        work_dir = Path(args.work_dir)
-        run_step(args.step, args, work_dir / "text.jsonl", work_dir / "cache")
+        run_step(args)
     elif args.work_dir:
         Path(args.work_dir).mkdir(parents=True, exist_ok=True)
-        benchmark(args, Path(args.work_dir))
+        run(args, Path(args.work_dir))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            benchmark(args, Path(folder))
+            run(args, Path(folder))
 
 
 if __name__ == "__main__":

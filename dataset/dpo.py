@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from dataset.best_fit import best_fit
 from dataset.chat_turns import TRAINED
-from dataset.encoded import ALL, Encoded, NothingFits, Part
+from dataset.encoded import ALL, Encoded, NoRecords, Part
 from dataset.left_out import left_out_warning
 from dataset.sft import cached_rows, items_of
 
@@ -32,7 +32,7 @@ class DPODataset(Dataset):
     cache_dir  where the rows are kept, once they are known; None: in memory
 
     `pairs` holds the numbers of the row's pairs, -1 where there are fewer than P. Item -1 is a
-    filler. Raises NothingFits if there is no pair at all.
+    filler. Raises NoRecords if there is no pair at all.
 
     total              pairs in all rows together
     answer_lengths     float32 [total, 2] on the CPU: targets of the chosen and rejected answers
@@ -141,14 +141,14 @@ def _rows(encoded: Encoded, max_seq_len: int, part: Part) -> tuple[dict, dict]:
     fits = needed <= max_seq_len
     records = np.flatnonzero(fits)
     if len(records) == 0:
-        raise NothingFits(
+        raise NoRecords(
             f"no pair fits --max_seq_len {max_seq_len} ({len(needed)} are too long; the longest "
             f"takes {needed.max(initial=0)})"
         )
     prompts = encoded.prompt_lengths(2 * records)
     records = records[part.has(encoded.contents("ids", 2 * records, prompts))]
     if len(records) == 0:
-        raise NothingFits("no pair is held out")
+        raise NoRecords("no pair is held out")
     pairs, row_ends = best_fit(needed[records], max_seq_len)
     sequences = np.stack([2 * records, 2 * records + 1], 1).ravel()
     digest = hashlib.sha256(encoded.tokenizer_fingerprint.encode() + f"{max_seq_len}".encode())

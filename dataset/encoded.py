@@ -22,6 +22,7 @@ from dataset.packing import held_out_items
 
 HELD_OUT = "held out"
 TOGETHER = 1 << 22  # tokens looked at in one go: bounds memory, not results
+SEQUENCES_TOGETHER = 1 << 20  # the same, of sequences
 
 # Name -> dtype of the arrays of a file; ids are uint16, or uint32 for large vocabularies.
 ARRAYS = {
@@ -32,12 +33,12 @@ ARRAYS = {
     "lines": "<u4",  # [R] line of each record in its file
     "hashes": "<u8",  # [R] of each record's content: equal ones are equal
     "labels": "<u1",  # [R] of judged answers: 1 if desirable
-    "control_strings": "<i8",  # [any number] sums up to the records whose text holds some
+    "control_strings": "<i8",  # [chunks of the file] records whose text holds some, to be added up
 }
 
 
-class NothingFits(ValueError):
-    """No record of some data fits a row."""
+class NoRecords(ValueError):
+    """No record of some data is left: none fits a row, or none is held out."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class EncodedFile:
 class Encoded:
     """The records of several files, and their sequences, numbered through from 0.
 
-    Cheap to send to a loader process where the files are mapped. What is computed over all of it
-    takes 8 bytes a sequence each and is not kept.
+    Cheap to send to a loader process where the files are mapped. Arrays over all of it take 8
+    bytes a sequence and are made anew at each call.
     """
 
     def __init__(self, files: Sequence[EncodedFile], eos_id: int, tokenizer_fingerprint: str):
@@ -150,15 +151,17 @@ class Encoded:
         """(values, starts, ends): a stretch of an array, and where in it sequences lie."""
         for number, file in enumerate(self.files):
             first, last = np.searchsorted(sequences, self.first_sequences[number : number + 2])
-            mine = sequences[first:last] - self.first_sequences[number]
             all_ends = file.arrays["ends"]
-            starts = np.where(mine > 0, all_ends[np.maximum(mine, 1) - 1], 0)
-            ends = starts + kept[first:last]
-            breaks = np.flatnonzero(np.diff(starts // TOGETHER, prepend=-1, append=-1))
-            for begin, end in pairwise(breaks.tolist()):
-                low, high = int(starts[begin]), int(ends[begin:end].max())
-                values = file.arrays[name][low:high]
-                yield values, starts[begin:end] - low, ends[begin:end] - low
+            for at in range(first, last, SEQUENCES_TOGETHER):
+                some = slice(at, min(at + SEQUENCES_TOGETHER, last))
+                mine = sequences[some] - self.first_sequences[number]
+                starts = np.where(mine > 0, all_ends[np.maximum(mine, 1) - 1], 0)
+                ends = starts + kept[some]
+                breaks = np.flatnonzero(np.diff(starts // TOGETHER, prepend=-1, append=-1))
+                for begin, end in pairwise(breaks.tolist()):
+                    low, high = int(starts[begin]), int(ends[begin:end].max())
+                    values = file.arrays[name][low:high]
+                    yield values, starts[begin:end] - low, ends[begin:end] - low
 
     def oddities(self) -> str:
         """What is legal in the data but seldom meant, in words."""

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from dataset.best_fit import best_fit
 from dataset.chat_turns import TRAINED
 from dataset.dpo import row_sizes, two_documents_each
-from dataset.encoded import ALL, Encoded, NothingFits, Part
+from dataset.encoded import ALL, Encoded, NoRecords, Part
 from dataset.left_out import left_out_warning
 from dataset.sft import cached_rows, items_of
 
@@ -33,7 +33,7 @@ class KTODataset(Dataset):
     cache_dir  where the rows are kept, once they are known; None: in memory
 
     `records` holds the numbers of the row's records, -1 where there are fewer than P. Item -1 is a
-    filler. Raises NothingFits if there is no record at all, ValueError for one without another to
+    filler. Raises NoRecords if there is no record at all, ValueError for one without another to
     compare it with.
 
     total              records in all rows together
@@ -143,13 +143,13 @@ def _rows(encoded: Encoded, max_seq_len: int, part: Part) -> tuple[dict, dict]:
     fits = needed <= max_seq_len
     records = np.flatnonzero(fits)
     if len(records) == 0:
-        raise NothingFits(
+        raise NoRecords(
             f"no judged answer fits --max_seq_len {max_seq_len} ({len(needed)} are too long; the "
             f"longest takes {needed.max(initial=0)} with its prompt twice)"
         )
     records = records[part.has(encoded.contents("ids", records, prompts[records]))]
     if len(records) == 0:
-        raise NothingFits("no judged answer is held out")
+        raise NoRecords("no judged answer is held out")
     num_tokens, prompts, labels = lengths[records], prompts[records], encoded.labels()[records]
     others = _others(encoded, records, prompts)
     answers = (num_tokens - prompts)[others]

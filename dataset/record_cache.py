@@ -52,10 +52,10 @@ Result = TypeVar("Result")
 
 
 def with_template(tokenizer: Tokenizer, encode: Callable[[], Result]) -> Result:
-    """encode(), after giving a tokenizer the chat template of a model that is tuned on some data.
+    """encode(), with the chat template that its data needs; the tokenizer keeps it.
 
-    The one it has, if it has one; but a model that is now taught to think gets the one that can
-    say so: where the other meets a record with reasoning, `encode` begins anew.
+    A template of the tokenizer's own stays. Where there is none, or ours without thoughts, that one
+    is tried; if a record has reasoning, `encode` begins anew with the one that has a place for it.
     """
     if tokenizer.chat_template not in (None, NO_THINKING):
         return encode()

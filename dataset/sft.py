@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from dataset.best_fit import best_fit
 from dataset.cache_folder import cached_arrays
 from dataset.chat_turns import TRAINED
-from dataset.encoded import ALL, Encoded, NothingFits, Part
+from dataset.encoded import ALL, Encoded, NoRecords, Part
 from dataset.left_out import left_out_warning
 
 FORMAT_VERSION = 1  # of cached rows: raise it whenever the same data would give others
@@ -37,7 +37,7 @@ class SFTDataset(Dataset):
     cache_dir  where the rows are kept, once they are known; None: in memory
 
     Positions after the last sequence hold eos, are masked, and are a document of their own. Item -1
-    is a filler. Raises NothingFits if no conversation has an answer that fits.
+    is a filler. Raises NoRecords if no conversation has an answer that fits.
 
     num_tokens         positions that hold real tokens, per epoch
     documents_per_row  no row has more, the filled up end counted
@@ -158,58 +158,74 @@ def _rows(
     records      int64 [items]: the conversation that it is of
     row_targets  int64 [rows]: targets in it
     """
-    lengths, kept = encoded.lengths(), encoded.cut_lengths(max_seq_len + 1)
-    ends = encoded.ends_of_records()
-    starts = np.concatenate([[0], ends[:-1]])
-    record_of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    needed = np.maximum.reduceat(lengths, starts) - 1  # positions that each takes whole
-    has = np.maximum(np.maximum.reduceat(kept, starts) - 1, 0)  # … that it gets
-    num_too_long = int((has == 0).sum())
-    chosen = np.flatnonzero(kept)
-    if len(chosen) == 0:
-        raise NothingFits(
-            f"no conversation fits --max_seq_len {max_seq_len} ({num_too_long} are too long)"
-        )
-    is_last = np.diff(record_of[chosen], append=-1) != 0  # that sequence holds all its turns
-    last = chosen[is_last]
-    is_mine = np.zeros(len(ends), bool)
-    is_mine[record_of[last]] = part.has(encoded.contents("ids", last, kept[last]))
-    chosen = chosen[is_mine[record_of[chosen]]]
-    if len(chosen) == 0:
-        raise NothingFits("no conversation is held out")
-
+    chosen, kept, record_of, facts = _chosen(encoded, max_seq_len, part)
+    facts["oddities"] = encoded.oddities()
+    fingerprint = _fingerprint(encoded, chosen, kept)
+    targets = encoded.num_trained(chosen, kept).astype(np.uint32)
     items = np.arange(len(chosen))
     if weights is not None:
-        items = np.repeat(items, _repeats(encoded, record_of[chosen], weights))
+        items = np.repeat(items, _repeats(encoded, record_of, weights))
     if len(items) == 0:
         raise ValueError("--data_weights: no conversation is left")
-    positions = kept[chosen][items] - 1
     if packing:
-        order, row_ends = best_fit(positions, max_seq_len)
+        order, row_ends = best_fit(kept[items] - 1, max_seq_len)
         items = items[order]
+        del order
     else:
         row_ends = np.arange(1, len(items) + 1)
-    digest = hashlib.sha256(_fingerprint(encoded, chosen, kept[chosen]).encode())
-    digest.update(f"{max_seq_len} {packing}".encode() + items.tobytes())
-    targets = encoded.num_trained(chosen, kept[chosen])[items]
+    digest = hashlib.sha256(fingerprint.encode())
+    digest.update(f"{max_seq_len} {packing}".encode())
+    digest.update(items)
+    row_starts = np.concatenate([[0], row_ends[:-1]])
     arrays = {
         "row_ends": row_ends,
         "sequences": chosen[items],
-        "kept": kept[chosen][items].astype(np.uint32),
-        "records": record_of[chosen][items],
-        "row_targets": np.add.reduceat(targets, np.concatenate([[0], row_ends[:-1]])),
+        "kept": kept[items],
+        "records": record_of[items],
+        "row_targets": np.add.reduceat(targets[items], row_starts, dtype=np.int64),
     }
-    facts = {
-        "num_tokens": int(positions.sum()),
+    facts |= {
+        "num_tokens": int(arrays["kept"].sum(dtype=np.int64)) - len(items),
         "documents_per_row": int(np.diff(row_ends, prepend=0).max()) + 1,
-        "num_conversations": int(is_mine.sum()),
-        "num_cut": int(((has > 0) & (has < needed)).sum()),
-        "num_too_long": num_too_long,
-        "oddities": encoded.oddities(),
-        "warning": left_out_warning("conversations", needed, has, max_seq_len),
         "fingerprint": digest.hexdigest(),
     }
     return arrays, facts
+
+
+def _chosen(encoded: Encoded, max_seq_len: int, part: Part) -> tuple:
+    """(sequences, kept, records, facts): the sequences of a part, as in `_rows`, in order."""
+    kept = encoded.cut_lengths(max_seq_len + 1).astype(np.uint32)
+    ends = encoded.ends_of_records()
+    needed, has = (
+        np.maximum.reduceat(tokens, np.concatenate([[0], ends[:-1]]))  # of the longest sequence
+        for tokens in (encoded.lengths().astype(np.uint32), kept)
+    )
+    needed, has = (
+        needed - 1,
+        np.maximum(has, 1) - 1,
+    )  # positions that each takes whole, that it gets
+    facts = {
+        "num_cut": int(((has > 0) & (has < needed)).sum()),
+        "num_too_long": int((has == 0).sum()),
+        "warning": left_out_warning("conversations", needed, has, max_seq_len),
+    }
+    del needed, has
+    chosen = np.flatnonzero(kept)
+    if len(chosen) == 0:
+        raise NoRecords(
+            f"no conversation fits --max_seq_len {max_seq_len} "
+            f"({facts['num_too_long']} are too long)"
+        )
+    kept = kept[chosen]
+    record_of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))[chosen]
+    last = np.flatnonzero(np.diff(record_of, append=-1))  # that sequence holds all its turns
+    is_mine = np.zeros(len(ends), bool)
+    is_mine[record_of[last]] = part.has(encoded.contents("ids", chosen[last], kept[last]))
+    facts["num_conversations"] = int(is_mine.sum())
+    mine = np.flatnonzero(is_mine[record_of])
+    if len(mine) == 0:
+        raise NoRecords("no conversation is held out")
+    return chosen[mine], kept[mine], record_of[mine], facts
 
 
 def _fingerprint(encoded: Encoded, sequences: np.ndarray, kept: np.ndarray) -> str:
@@ -225,15 +241,12 @@ def _fingerprint(encoded: Encoded, sequences: np.ndarray, kept: np.ndarray) -> s
 def _repeats(encoded: Encoded, records: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """int64 [sequences]: how often each is taken per epoch, from the weight of its file.
 
-    records: the conversation of every sequence, in order. Files of one path are one file.
+    records: the conversation of every sequence, in order.
     """
     file_of = np.searchsorted(encoded.first_records, records, side="right") - 1
     is_new = np.diff(records, prepend=-1) != 0
     repeats = np.zeros(len(records), np.int64)
-    for path in dict.fromkeys(file.path for file in encoded.files):
-        same = [i for i, file in enumerate(encoded.files) if file.path == path]
-        mine = np.isin(file_of, same)
-        number = np.cumsum(is_new[mine])  # of the conversation among those of its file
-        weight = weights[same[0]]
-        repeats[mine] = np.floor(number * weight) - np.floor((number - 1) * weight)
+    for file, weight in enumerate(weights):
+        number = np.cumsum(is_new[file_of == file])  # of the conversation, in its file
+        repeats[file_of == file] = np.floor(number * weight) - np.floor((number - 1) * weight)
     return repeats

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset.chat_turns import MAY_END, TRAINED
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset
-from dataset.encoded import Encoded, NothingFits
+from dataset.encoded import Encoded, NoRecords
 from dataset.record_cache import encoded_records, with_template
 from dataset.records import Problems
 from dataset.sft import SFTDataset
@@ -115,7 +115,7 @@ def show_conversations(encoded: Encoded, tokenizer: Tokenizer, args, color: bool
     yield encoded.oddities()
     try:
         packed, apart = (SFTDataset(encoded, args.max_seq_len, way) for way in (True, False))
-    except NothingFits as error:
+    except NoRecords as error:
         yield str(error)
         return
     facts = packed.facts
@@ -155,7 +155,7 @@ def show_pairs(encoded: Encoded, tokenizer: Tokenizer, args, color: bool) -> Ite
     yield encoded.oddities()
     try:
         dataset = DPODataset(encoded, args.max_seq_len)
-    except NothingFits as error:
+    except NoRecords as error:
         yield str(error)
         return
     yield f"at --max_seq_len {args.max_seq_len}: {dataset.facts['num_too_long']:,} left out"

@@ -1,10 +1,17 @@
 """benchmarks/: what they count by themselves, on cases worked out by hand."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks.bench_lookup import guess, steps_taken
+from benchmarks.bench_scripts import as_dict, ratios, step_seconds
 from benchmarks.bench_time_to_loss import tokens_to
+from benchmarks.own_process import ROOT, measure, row
 from benchmarks.where_time_goes import OTHER, kind_of
+from tests.small_runs import TINY
 
 
 @pytest.mark.parametrize(
@@ -48,3 +55,66 @@ def test_tokens_to_a_loss_lie_on_the_line_between_two_evaluations():
 )
 def test_kernels_are_told_apart_by_name(name, kind):
     assert kind_of(name) == kind
+
+
+def test_seconds_of_a_step_follow_from_tokens_and_their_rate(tmp_path):
+    """Lines without a rate are no steps, and the first steps do not count."""
+    lines = [{"step": 0, "val_loss": 9.0}]
+    seconds, tokens = [7.0, 1.0, 2.0, 4.0], 0
+    for step, took in enumerate(seconds, start=1):
+        tokens += 100 * step
+        lines.append({"step": step, "tokens": tokens, "tokens_per_s": 100 * step / took})
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert step_seconds(metrics, skip=1) == pytest.approx([1.0, 2.0, 4.0])
+    with pytest.raises(ValueError, match="4 steps; more than --skip 4"):
+        step_seconds(metrics, skip=4)
+
+
+def test_steady_drift_cancels_out_of_a_ratio():
+    """Runs in the order old, new, new, old, each a tenth slower than the one before."""
+    assert ratios(old=[1.0, 1.3], new=[1.1, 1.2]) == [pytest.approx(1)]
+    assert ratios([1.0, 1.0, 2.0, 2.0], [2.0, 2.0, 1.0, 1.0]) == [2, 0.5]
+
+
+def test_flags_for_the_scripts_are_read():
+    assert as_dict(["--a", "1", "--b", "--c", "x"]) == {"a": "1", "b": True, "c": "x"}
+    with pytest.raises(ValueError, match="expected --name value, got 2"):
+        as_dict(["--a", "1", "2"])
+
+
+def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
+    """Its figures, and those of the process: memory that it touched, a child's CPU seconds."""
+    script = tmp_path / "step.py"
+    script.write_text(
+        f"import subprocess, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from benchmarks.own_process import print_figures\n"
+        "def step():\n"
+        "    busy = 'import time\\nwhile time.process_time() < 0.3: pass'\n"
+        "    subprocess.run([sys.executable, '-c', busy], check=True)\n"
+        "    print('not a figure')\n"
+        "    return {'tokens': 7, 'given': sys.argv[1:], 'kept': len(bytes(50 << 20) * 2)}\n"
+        "print_figures(step)\n"
+    )
+    figures = measure(str(script), {"a": 1, "b": True})
+    assert figures["given"] == ["--a", "1", "--b"]
+    assert figures["cpu_seconds"] >= 0.3 and figures["seconds"] > 0
+    if sys.platform == "linux":
+        assert figures["own_bytes"] < 100 << 20 < figures["peak_bytes"]
+    line = row("a step", {"tokens": 10, "seconds": 2.0, "cpu_seconds": 5.0, "note": "noted"})
+    assert line.split()[:6] == ["a", "step", "2.00", "5.00", "5", "2"] and "noted" in line
+
+
+@pytest.mark.slow
+def test_a_checkout_is_compared_with_itself():
+    """Both scripts run in turns, and the table and the JSON line have what they took."""
+    command = [sys.executable, "benchmarks/bench_scripts.py", "--old", ROOT, "--rounds", "1"]
+    command += ["--steps", "4", "--skip", "1", "--flags", *TINY, "--dtype", "float32"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])
+    for script in ("pretrain", "full_sft"):
+        assert f"train_{script}.py" in done.stdout
+        figures = results[script]
+        assert len(figures["old"]) == len(figures["new"]) == 2 and len(figures["ratios"]) == 1
+        assert all(seconds > 0 for seconds in figures["old"] + figures["new"])
+        assert figures["fastest_ratio"] > 0

@@ -38,6 +38,9 @@ def apply(section: str, folder: Path) -> list[str]:
     for words, kind, code in zip(blocks[::3], blocks[1::3], blocks[2::3]):
         if named := re.findall(r"[Ii]n `([\w/]+\.py)`", words):
             file = folder / named[-1]
+        if new := re.findall(r"`([\w/]+\.py)` is\s*$", words):
+            (folder / new[-1]).write_text(code, encoding="utf-8")
+            continue
         if kind == "bash":
             command = shlex.split(code)
             if command[0] == "cp":
@@ -100,6 +103,12 @@ def test_change_the_schedule(train):
     rates = [line["lr"] for line in metrics(train("Change the schedule")) if "lr" in line]
     peak = rates[0]
     assert rates[1:] == pytest.approx([peak, peak * (2 / 3) ** 0.5])
+
+
+def test_records_of_a_new_kind(train):
+    """It trains on what the dataset says, and every position counts."""
+    lines = [line for line in metrics(train("Records of a new kind")) if "loss" in line]
+    assert [line["tokens"] for line in lines] == [lines[0]["tokens"] * n for n in (1, 2, 3)]
 
 
 def test_add_a_stage(train):

@@ -8,6 +8,7 @@ import pytest
 from test_repository import PARSERS
 
 import train_pretrain
+from tests.small_runs import make_inputs, run
 from training import cli
 
 USED = [name for name in PARSERS if not name.startswith("benchmarks/")]
@@ -96,3 +97,21 @@ def test_the_demo_corpus_takes_any_seed(tmp_path):
     assert done.returncode == 0, done.stderr
     done = subprocess.run([*command, "many"], capture_output=True, text=True)
     assert done.returncode == 2 and "--seed" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train_dpo.py --label_smoothing 0.2",
+        "train_dpo.py --loss orpo --simpo_gamma 1",
+        "train_pretrain.py --decay_fraction 0.5",
+    ],
+)
+def test_a_number_that_means_nothing_is_refused(command, tmp_path, tiny_tokenizer_dir):
+    """A flag of another loss or schedule would be dropped in silence: one line names both."""
+    script, *flags = command.split()
+    stage = script.removeprefix("train_").removesuffix(".py")
+    inputs = make_inputs(tmp_path, tiny_tokenizer_dir)[stage]
+    output = run(stage, tmp_path / "run", *inputs, *flags, expect=2)
+    flag = next(word for word in reversed(flags) if word.startswith("--"))
+    assert f"{flag}: belongs to --" in output and "Traceback" not in output

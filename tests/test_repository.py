@@ -22,6 +22,7 @@ from benchmarks import (
     bench_generate,
     bench_kernels,
     bench_lookup,
+    bench_scripts,
     bench_time_to_loss,
     bench_train,
 )
@@ -47,6 +48,7 @@ PARSERS = {
     "benchmarks/bench_generate.py": bench_generate.parse_args,
     "benchmarks/bench_kernels.py": bench_kernels.parse_args,
     "benchmarks/bench_lookup.py": bench_lookup.parse_args,
+    "benchmarks/bench_scripts.py": bench_scripts.parse_args,
     "benchmarks/bench_time_to_loss.py": bench_time_to_loss.parse_args,
     "benchmarks/bench_train.py": bench_train.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
@@ -137,7 +139,7 @@ def region(script: str, first: str, last: str) -> str:
     ("first", "last"),
     [
         ("# (3) under torchrun", "run = Run(args"),
-        ("# (6) the loader", "    run.loader("),
+        ("# (6) the loader", "    loader = run.loader("),
         ("# (7) the optimizer", "# (9) compile"),
         ("# (11) set the learning rate", "# (12) forward"),
         ("# (17) unscale", "if __name__"),

@@ -27,6 +27,7 @@ from training.terminal import forgive_encodings
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOKENIZER = REPOSITORY / "model" / "tokenizer"
 LARGEST_SEED = 2**63 - 1  # that torch's generators take
+DECAY_FRACTION = 0.2
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # smaller ones are denormal, or 0 on a GPU
 
 
@@ -226,7 +227,7 @@ def add_training_flags(
     add("--min_lr_ratio", in_range(0, 1), 0.1, "last learning rate as a share of the peak")
     add("--warmup_steps", at_least(0), 20, "optimizer steps of linear rise")
     add("--lr_schedule", SCHEDULES, SCHEDULES[0], "wsd: warmup, stable, decay")
-    add("--decay_fraction", in_range(0, 1), 0.2, "wsd: share of the steps that decay")
+    add("--decay_fraction", in_range(0, 1), DECAY_FRACTION, "wsd: share of the steps that decay")
     text = "muon: Muon for the hidden matrices, AdamW for the rest"
     add("--optimizer", ["adamw", "muon"], "adamw", text)
     add("--weight_decay", in_range(0, 10), weight_decay, "on matrices, per unit of lr")
@@ -306,8 +307,8 @@ def in_range(low: float, high: float, or_zero: bool = False) -> Callable[[str], 
     return number
 
 
-def paired(paths: list, weights: list[float]) -> dict[str, float]:
-    """--data_weights by file; ValueError unless there is one for each, and each file once."""
+def check_weights(paths: list, weights: list[float]):
+    """--data_weights: ValueError unless there is one for each file, and each file once."""
     if len(paths) != len(weights):
         raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
     resolved = [Path(path).resolve() for path in paths]
@@ -318,7 +319,6 @@ def paired(paths: list, weights: list[float]) -> dict[str, float]:
                 f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
                 "in --data_weights"
             )
-    return {str(Path(path)): weight for path, weight in zip(paths, weights)}  # as records name it
 
 
 def write_args(out_dir: Path, args: argparse.Namespace, **more):

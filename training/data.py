@@ -1,8 +1,8 @@
 """What the data flags of a script mean: files read, encoded, and split into training and held out.
 
-Each function returns a training part and a held-out part. One process of each machine reads the
-files and fills the caches; all map them. Where no file is named it is the demo corpus, and for
-fine-tuning its questions.
+`texts`, `conversations`, `pairs` and `judged` return a training part and a held-out part. One
+process of each machine reads the files and fills the caches; all map them. Where no file is named
+it is the demo corpus, and for fine-tuning its questions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset
-from dataset.encoded import ALL, HELD_OUT, Encoded, NothingFits, Part
+from dataset.encoded import HELD_OUT, Encoded, NoRecords, Part
 from dataset.kto import KTODataset
 from dataset.packing import TokenStream, split_documents, whole_stream
 from dataset.record_cache import encoded_records, with_template
@@ -20,7 +20,6 @@ from dataset.records import Problems
 from dataset.sft import SFTDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer
-from training import cli
 from training.distributed import local_main_first
 from training.evaluation import Question, first_questions, read_questions
 from training.run import Run
@@ -55,14 +54,9 @@ def conversations(
     demo: the file of the demo corpus.
     """
 
-    def rows(encoded: Encoded, part: Part = ALL, weights: list | None = None) -> SFTDataset:
-        packing = args.packing or part.side == HELD_OUT
-        return SFTDataset(encoded, args.max_seq_len, packing, part, weights, args.cache_dir)
-
-    paths = _paths(args, demo)
-    weights = cli.paired(paths, args.data_weights) if args.data_weights else {}
-    train_rows = partial(rows, weights=[weights[path] for path in paths] if weights else None)
-    return _datasets("conversations", paths, args, tokenizer, run, train_rows, rows)
+    rows = partial(SFTDataset, max_seq_len=args.max_seq_len, cache_dir=args.cache_dir)
+    train_rows = partial(rows, packing=args.packing, weights=args.data_weights)
+    return _datasets("conversations", _paths(args, demo), args, tokenizer, run, train_rows, rows)
 
 
 def pairs(
@@ -84,7 +78,7 @@ def judged(
 def _datasets(kind: str, paths: list, args, tokenizer: Tokenizer, run: Run, train_rows, val_rows):
     """(training, held out or None), encoded and packed by one process of each machine.
 
-    train_rows, val_rows: make a dataset of Encoded records, or of a Part of them.
+    train_rows, val_rows: make a dataset of encoded records, or of a part of them.
     """
 
     def encode() -> tuple[Encoded, Encoded | None, Problems]:
@@ -105,16 +99,15 @@ def _datasets(kind: str, paths: list, args, tokenizer: Tokenizer, run: Run, trai
         for line in problems.lines():
             run.say(line)
         if val_encoded is not None:
-            dataset, val = train_rows(encoded), partial(val_rows, val_encoded)
-        else:
-            dataset = train_rows(encoded, part=Part("train", args.val_fraction))
-            if args.val_fraction == 0:
-                return dataset, None
-            val = partial(val_rows, encoded, part=Part(HELD_OUT, args.val_fraction))
-        try:
-            return dataset, val()
-        except NothingFits:
-            return dataset, None
+            dataset = train_rows(encoded)
+            try:
+                return dataset, val_rows(val_encoded)
+            except NoRecords as error:
+                raise ValueError(f"--val_data_path: {error}") from None
+        dataset, val_dataset = train_rows(encoded, part=Part("train", args.val_fraction)), None
+        if args.val_fraction > 0:
+            val_dataset = val_rows(encoded, part=Part(HELD_OUT, args.val_fraction))
+        return dataset, val_dataset
 
 
 def questions(

@@ -1,9 +1,9 @@
 """`Run`: what keeps a training run alive, so that a script can say what is learned and no more.
 
 It owns the process group, device and precision, the run's identity and state, the order of the
-batches, the log, held-out figures that come due, saves, signals, and updates that go wrong. It
-calls no loss and knows no model class: the script calls it, at the numbered steps, and hands over
-two functions, what to measure and how to write a model folder (docs/decisions.md says why).
+batches, the log, held-out figures that come due, saves, signals, and updates that go wrong. It has
+no formula and nothing to override: the script calls it, at the numbered steps, and hands over two
+functions, what to measure and how to write a model folder (docs/decisions.md says why).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.memory import fit_memory
 from training.optimizers import skip_unless_finite
 from training.run_log import RunLog
 from training.speed import flops_per_token
-from training.start import begin, first_state
+from training.start import first_state, open_run
 from training.stopping import Stopping, ignore_signals
 from training.writer import CheckpointWriter
 
@@ -47,7 +47,7 @@ class Run:
     more     what else a run must keep to be the same run: numbers of the loss, by their flags
 
     Raises ValueError for what needs no data to be seen to be wrong; ends the process, with status
-    0, if the run has all its steps already. Collective, as all methods but `share` and `count` are.
+    0, if the run has all its steps already. Every rank has to call every method.
 
     state         RunState: step, tokens and so on, as saved
     resumed_from  the checkpoint to go on from, or None for a new run
@@ -64,7 +64,7 @@ class Run:
         self.dtype = compute.choose_dtype(args.dtype, self.device)
         is_mixed = self.dtype != torch.float32
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=is_mixed)
-        self.resumed_from, self.identity = begin(args, self.ranks, config, adapter, **more)
+        self.resumed_from, self.identity = open_run(args, self.ranks, config, adapter, **more)
         self.home = building_device(self.ranks, args.fsdp)
         self._has_tried_memory = False
 
@@ -125,7 +125,8 @@ class Run:
         """Micro-batches of the dataset in an order that depends on seed and epoch alone.
 
         Every rank gets its share of it. count(rows): how much of what the loss is a mean over each
-        row has, the dataset's loss_tokens or another number, counted as `unit`.
+        row has, the dataset's loss_tokens or another number; unit: "tokens", "pairs", "examples".
+        What a dataset has to offer: docs/extending.md.
         """
         args, self.dataset, self.val_dataset, self.unit = self.args, dataset, val_dataset, unit
         most = [d.documents_per_row for d in (dataset, val_dataset) if d]
@@ -135,11 +136,10 @@ class Run:
             self.ranks.rank, self.ranks.world_size, args.seed,
         )  # fmt: skip
         self.total_steps = args.max_steps or args.epochs * self.sampler.updates_per_epoch
-        self._loader = DataLoader(
+        return DataLoader(
             dataset, batch_sampler=self.sampler, num_workers=args.num_workers,
             pin_memory=self.device.type == "cuda", worker_init_fn=ignore_signals,
         )  # fmt: skip
-        return self._loader
 
     def compile(self, function: Callable) -> Callable:
         """A function or module as --compile asks for it."""
@@ -200,13 +200,13 @@ class Run:
             if not self.stop.agreed:
                 yield epoch
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, loader: DataLoader, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         """The micro-batches that are left of an epoch, on the device."""
         per_epoch, state = self.sampler.updates_per_epoch, self.state
         self.watch.settle()  # while the sampler still knows the rows of the epoch before
         self.sampler.set_position(epoch, first_update=state.step % per_epoch)
         self.epoch, self._sums = epoch, 0
-        for number, batch in enumerate(self.log.waiting(self._loader), start=1):
+        for number, batch in enumerate(self.log.waiting(loader), start=1):
             if state.step >= self.total_steps:  # what a resumed run has measured was all
                 return
             micro_step = number % self.args.accumulation_steps

@@ -25,7 +25,7 @@ from training.state import RunState
 DEMO_DATA = Path("out/demo_data")  # written where no --data_path is given
 
 
-def begin(args, ranks: Ranks, config: LMConfig, adapter=None, **more):
+def open_run(args, ranks: Ranks, config: LMConfig, adapter=None, **more):
     """The checkpoint to go on from, or None, and the run's identity (but for the data).
 
     Checks the data files and folders that the flags name, takes --out_dir for this run (run_lock)
@@ -33,6 +33,8 @@ def begin(args, ranks: Ranks, config: LMConfig, adapter=None, **more):
     naming the flag, and SystemExit(0) if the run has all its steps already, which is said.
     """
     _check_paths(args)
+    if args.lr_schedule != "wsd" and args.decay_fraction != cli.DECAY_FRACTION:
+        raise ValueError(f"--decay_fraction: belongs to --lr_schedule wsd, not {args.lr_schedule}")
     refused = None
     if ranks.is_main:
         try:
@@ -89,7 +91,7 @@ def _check_paths(args):
     if getattr(args, "questions", None):
         check_path(args.questions, "--questions")
     if getattr(args, "data_weights", None):
-        cli.paired(args.data_path or ["the demo corpus"], args.data_weights)
+        cli.check_weights(args.data_path or ["the demo corpus"], args.data_weights)
     _check_writable(args.cache_dir, f"--cache_dir {args.cache_dir}")
     if args.data_path is None:
         _check_writable(DEMO_DATA, f"{DEMO_DATA}, where the demo corpus goes")
