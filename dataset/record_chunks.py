@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import io
 import itertools
 import multiprocessing
@@ -237,6 +238,7 @@ def _begin(path: Path, job: Job, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the work
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that a fork inherits
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    gc.freeze()  # what a fork inherits need not be searched for garbage
     _path, _job = path, job
 
 

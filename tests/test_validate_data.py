@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from dataset import record_chunks
 from scripts import validate_data
 from training import cli
 
@@ -44,10 +45,13 @@ def test_problems_duplicates_and_control_strings_are_counted(monkeypatch, capsys
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "pairs", 1),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "pairs", 0),
         ({"text": "a"}, "text", 0),
+        ({"text": "a", "label": 1}, "text", 0),
+        ({"prompt": "q", "completion": "a", "label": True}, "judged", 0),
+        ({"prompt": "q", "completion": "a", "label": 1}, "judged", 1),
     ],
 )
 def test_the_kind_is_recognised(monkeypatch, capsys, tmp_path, record, kind, status):
-    """Conversations, pairs and texts are each judged by what training would ask of them."""
+    """Conversations, pairs, judged answers and texts: judged by what training would ask of them."""
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(record) + "\n")
     got, out = report(monkeypatch, capsys, "--data_path", path)
@@ -102,3 +106,27 @@ def test_one_refused_file_does_not_hide_the_others(monkeypatch, capsys, tmp_path
     status, out = report(monkeypatch, capsys, "--data_path", broken, good)
     assert status == 2 and f"{good} (text): 1 good records" in out
     assert f"error: {broken}:2: expected a quote that is closed" in out
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "pairs", "judged"])
+def test_the_report_is_the_same_from_any_number_of_processes(monkeypatch, capsys, tmp_path, kind):
+    """Good and bad records, kinds of problems, fields not used, repeats: word for word."""
+    path = tmp_path / "data.jsonl"
+    with open(path, "w") as file:
+        for i in range(900):
+            record = {"text": f"t{i % 50}", "prompt": "q", "chosen": "a", "rejected": f"b{i % 70}"}
+            record |= {
+                "completion": "<think>" * (i % 9),
+                "label": i % 4 > 0 or 1,
+                f"meta{i % 80}": 1,
+            }
+            file.write(json.dumps(record) + "\n" if i % 13 else "{" * (i % 3 + 1) + "\n")
+    reports = []
+    for chunk_bytes, cores in ((1 << 20, 2), (900, 1), (900, 2), (5000, 3)):
+        monkeypatch.setattr(record_chunks, "SMALL", 1)
+        monkeypatch.setattr(record_chunks, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(record_chunks, "num_cores", lambda cores=cores: cores)
+        flags = ("--data_path", path, "--kind", kind, "--show", 3)
+        reports.append(report(monkeypatch, capsys, *flags))
+    assert reports[1:] == reports[:1] * 3 and "expected" in reports[0][1]
+    assert f"({kind}): " in reports[0][1] and "more fields" in reports[0][1]
