@@ -2,8 +2,8 @@
 
 Everything here computes softmax(q kᵀ / √D) v over the tokens that may be looked at:
 
-    torch's scaled_dot_product_attention   whatever is not listed below; on CUDA with its backends
-                                           in order of speed
+    torch's scaled_dot_product_attention   whatever is not listed below; on CUDA with those of its
+                                           kernels that are right for the card (`cuda_backends`)
     flash_attn_varlen_func                 packed rows on CUDA in half precision, where flash-attn
                                            is installed: every document is a sequence of its own
     flex_attention                         packed rows, compiled for CUDA, without that package:
@@ -31,15 +31,8 @@ try:
 except ImportError:  # not installed, or built for another torch
     flash_attn_varlen_func = None
 
-# cuDNN's kernel is about twice as fast as FlashAttention 2 on Hopper; what a backend cannot do (old
-# GPU, head size, mask), the next one does.
-CUDA_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 HALF = (torch.float16, torch.bfloat16)
+FIXED_CUDNN = 91501  # 9.15.1, from which torch itself puts cuDNN's attention first
 # Longer rows are left to torch's kernel, whose memory does not grow with T².
 LONGEST_BLOCKWISE = 2048
 
@@ -140,17 +133,54 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
         return one_token_attention(q, k, v, mask)
     if q.shape[2] == 1:  # the query heads of one key head become its rows: six times faster in bf16
         rows = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, A/K, D]
-        return F.scaled_dot_product_attention(rows, k, v, mask).reshape(q.shape)
-    causal = mask is None
-    if q.is_cuda:
-        if v.dtype not in HALF or torch.cuda.get_device_capability(q.device) < (8, 0):
-            # the one kernel left that needs no T × T memory knows no shared key heads
-            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        exact = torch.are_deterministic_algorithms_enabled()  # the others add up in any order
-        backends = [SDPBackend.MATH] if exact else CUDA_BACKENDS
-        with sdpa_kernel(backends, set_priority=True):
-            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        return torch_attention(rows, k, v, mask, causal=False).reshape(q.shape)
+    return torch_attention(q, k, v, mask, causal=mask is None)
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """scaled_dot_product_attention; on CUDA by a kernel that `cuda_backends` allows.
+
+    Their order is torch's own and is never set: `set_priority` in a process's first call would
+    leave all later calls, others' too, with another order than torch's.
+    """
+    shared = k.shape[1] < q.shape[1]  # key heads
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=shared)
+    capability = torch.cuda.get_device_capability(q.device)
+    if shared and (mask is not None or v.dtype not in HALF or capability < (8, 0)):
+        # the one kernel left that needs no T × T memory knows no shared key heads
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        shared = False
+    # batches in training, and all that is compiled, keep their shapes; eager decoding does not
+    fixed_shapes = torch.compiler.is_compiling() or q.requires_grad
+    exact = torch.are_deterministic_algorithms_enabled()
+    with sdpa_kernel(cuda_backends(capability, mask is not None, fixed_shapes, exact)):
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=shared)
+
+
+def cuda_backends(
+    capability: tuple[int, int], masked: bool, fixed_shapes: bool, exact: bool
+) -> list[SDPBackend]:
+    """The kernels that may run on CUDA; of those that can, torch takes the first in its own order.
+
+    capability: of the card, (9, 0) for Hopper. exact: the same bits every time; all but one add up
+    in any order.
+
+    cuDNN's comes before FlashAttention 2 in torch's order where it is the faster one: capability 9
+    and 10. It builds a plan for every new shape, up to a second each; with a mask its gradient may
+    be NaN (torch issue 196678); before 9.15.1 it has memory errors (torch issue 169849).
+    """
+    if exact:
+        return [SDPBackend.MATH]
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    wanted = capability[0] in (9, 10) and fixed_shapes and not masked
+    return [SDPBackend.CUDNN_ATTENTION] * (wanted and cudnn_version() >= FIXED_CUDNN) + backends
+
+
+@torch.compiler.assume_constant_result
+def cudnn_version() -> int:
+    """9.15.1 is 91501; 0 where there is none."""
+    return torch.backends.cudnn.version() or 0
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:

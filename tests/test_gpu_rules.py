@@ -1,0 +1,199 @@
+"""Which kernel runs on which GPU: rules that a machine without one can check.
+
+The properties of a card are pretended, and so is that a tensor lies on it; kernels are the CPU's.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.attention import attention, cuda_backends
+from model.config import LMConfig
+from model.generation import generate
+from model.model import MiniMindLM
+
+CARDS = {
+    "Titan V": (7, 0), "T4": (7, 5), "A100": (8, 0), "3090": (8, 6), "4090": (8, 9),
+    "H100": (9, 0), "B200": (10, 0), "B300": (10, 3), "5090": (12, 0),
+}  # fmt: skip
+CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says it lies on a GPU, and computes on the CPU."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+
+def pretend(monkeypatch, card: str, cudnn: int | None = 91900):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: CARDS[card])
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[dict]:
+    """What scaled_dot_product_attention is called with, and what is allowed at that time."""
+    found, real = [], F.scaled_dot_product_attention
+
+    def spy(q, k, v, mask=None, **more):
+        flags = torch.backends.cuda
+        allowed = {
+            CUDNN: flags.cudnn_sdp_enabled(), FLASH: flags.flash_sdp_enabled(),
+            EFFICIENT: flags.mem_efficient_sdp_enabled(), MATH: flags.math_sdp_enabled(),
+        }  # fmt: skip
+        found.append({
+            "allowed": [backend for backend, is_on in allowed.items() if is_on],
+            "order": torch._C._get_sdp_priority_order(),
+            "heads": (q.shape[1], k.shape[1]),
+            "masked": mask is not None,
+        })  # fmt: skip
+        return real(q, k, v, mask, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    return found
+
+
+def rows(T: int = 8, dtype=torch.bfloat16, trained: bool = True) -> list[torch.Tensor]:
+    """q [2, 4, T, 16], k and v [2, 2, T, 16], said to be on a GPU."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, heads, T, 16, dtype=dtype) for heads in (4, 2, 2)]
+    return [t.as_subclass(OnCuda).requires_grad_(trained) for t in tensors]
+
+
+# ---- cuDNN's attention
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_cudnn_attention_is_for_hopper_and_blackwell_of_data_centres(monkeypatch, card):
+    """Capability 9 and 10, cuDNN above 9.15.0, as in torch; flash, efficient, math elsewhere."""
+    others = [FLASH, EFFICIENT, MATH]
+    for cudnn in (91900, 91501, 91500, 8907, None):
+        pretend(monkeypatch, card, cudnn)
+        wanted = card in ("H100", "B200", "B300") and cudnn in (91900, 91501)
+        found = cuda_backends(CARDS[card], masked=False, fixed_shapes=True, exact=False)
+        assert found == [CUDNN] * wanted + others
+    pretend(monkeypatch, card)
+    for masked, fixed_shapes in ((True, True), (False, False), (True, False)):
+        assert cuda_backends(CARDS[card], masked, fixed_shapes, exact=False) == others
+    assert cuda_backends(CARDS[card], False, True, exact=True) == [MATH]
+
+
+def test_torch_knows_no_more_and_no_fewer_kernels():
+    """A kernel that a new torch adds for CUDA has to be put into the rule, or left out of it."""
+    known = {CUDNN, FLASH, EFFICIENT, MATH}
+    assert {b for b in SDPBackend.__members__.values() if int(b) >= 0} - known <= {
+        SDPBackend.OVERRIDEABLE  # other makers' devices
+    }
+
+
+@pytest.mark.parametrize(
+    ("case", "on_h100", "on_3090"),
+    [
+        ("training", [CUDNN, FLASH, EFFICIENT, MATH], [FLASH, EFFICIENT, MATH]),
+        ("decoding a prompt", [FLASH, EFFICIENT, MATH], [FLASH, EFFICIENT, MATH]),
+        ("one token", [FLASH, EFFICIENT, MATH], [FLASH, EFFICIENT, MATH]),
+        ("masked", [FLASH, EFFICIENT, MATH], [FLASH, EFFICIENT, MATH]),
+        ("deterministic", [MATH], [MATH]),
+    ],
+)
+def test_every_call_is_by_the_rule_and_leaves_no_trace(monkeypatch, calls, case, on_h100, on_3090):
+    """Training alone gets cuDNN; the numbers are the CPU's; flags and order are as before."""
+    T = 1 if case == "one token" else 8
+    q, k, v = rows(T, trained=case in ("training", "masked", "deterministic"))
+    mask = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if case == "masked" else None
+    plain = [t.detach().as_subclass(torch.Tensor) for t in (q, k, v)]
+    expected = attention(*plain, mask)
+    calls.clear()
+    before = torch._C._get_sdp_priority_order()
+    if case == "deterministic":
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    for card, allowed in (("H100", on_h100), ("3090", on_3090)):
+        pretend(monkeypatch, card)
+        found = attention(q, k, v, mask)
+        assert calls.pop()["allowed"] == allowed and not calls
+        assert (found - expected).abs().max() <= 1e-2
+    assert torch._C._get_sdp_priority_order() == before
+    assert torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_no_call_changes_the_kernel_of_another(monkeypatch, calls):
+    """Plain calls before, between and behind ours: all see torch's own order and all kernels."""
+    pretend(monkeypatch, "H100")
+    q, k, v = rows()
+    one = rows(T=1, trained=False)
+    everything = [CUDNN, FLASH, EFFICIENT, MATH]
+    order = torch._C._get_sdp_priority_order()
+    attention(q, k, v, None)
+    F.scaled_dot_product_attention(q, q, q)
+    attention(*one, None)
+    F.scaled_dot_product_attention(q, q, q)
+    attention(q, k, v, None)
+    allowed = [call["allowed"] for call in calls]
+    assert allowed == [everything, everything, everything[1:], everything, everything]
+    assert all(call["order"] == order for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "masked", "shared"),
+    [
+        ("H100", torch.bfloat16, False, True), ("3090", torch.float16, False, True),
+        ("H100", torch.bfloat16, True, False), ("3090", torch.bfloat16, True, False),
+        ("A100", torch.float32, False, False), ("T4", torch.float16, False, False),
+    ],
+)  # fmt: skip
+def test_key_heads_are_shared_where_a_kernel_can(monkeypatch, calls, card, dtype, masked, shared):
+    """A mask, float32 or an old card leave the efficient kernel, which needs a key head each."""
+    pretend(monkeypatch, card)
+    q, k, v = rows(dtype=dtype)
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril() if masked else None
+    attention(q, k, v, mask)
+    assert calls == [calls[0]] and calls[0]["heads"] == (4, 2 if shared else 4)
+
+
+def test_the_rule_is_traced_as_a_constant(monkeypatch):
+    """In a compiled graph the rule leaves no break, and takes what it would take outside."""
+    taken = []
+
+    def backend(graph, _example):
+        names = [node.args[0] for node in graph.graph.nodes if "from_string" in str(node.target)]
+        taken.append(names)
+        return graph.forward
+
+    def by_rule(q):
+        capability = torch.cuda.get_device_capability(0)
+        fixed_shapes = torch.compiler.is_compiling() or q.requires_grad
+        with sdpa_kernel(cuda_backends(capability, False, fixed_shapes, False)):
+            return F.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+    q = torch.randn(1, 2, 8, 16)
+    for card, first in (("H100", "CUDNN_ATTENTION"), ("3090", "FLASH_ATTENTION")):
+        pretend(monkeypatch, card)
+        torch._dynamo.reset()
+        torch.compile(by_rule, fullgraph=True, backend=backend)(q)
+        assert taken[-1][0] == first
+
+
+def test_decoding_on_a_cpu_asks_no_gpu(monkeypatch):
+    """Without a GPU neither the card nor cuDNN is looked at."""
+
+    def never(*args):
+        raise AssertionError("a GPU was asked for")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", never)
+    monkeypatch.setattr(torch.backends.cudnn, "version", never)
+    model = MiniMindLM(LMConfig(vocab_size=32, hidden_size=32, num_hidden_layers=1)).eval()
+    assert len(list(generate(model, [1, 2, 3], 3, set(), temperature=0))) == 3
+
+
+def test_nobody_sets_the_order_of_kernels():
+    """No file of this project does, benchmarks included: there it would slow down others."""
+    root = Path(__file__).resolve().parent.parent
+    sources = [p for p in root.rglob("*.py") if not {".venv", "tests", "out"} & set(p.parts)]
+    assert len(sources) > 50
+    for path in sources:
+        assert "set_priority=" not in path.read_text(encoding="utf-8"), path
