@@ -7,7 +7,8 @@ Everything here computes softmax(q kᵀ / √D) v over the tokens that may be lo
     flash_attn_varlen_func                 packed rows on CUDA in half precision, where flash-attn
                                            is installed: every document is a sequence of its own
     flex_attention                         packed rows, compiled for CUDA, without that package:
-                                           skips the blocks of pairs that share no document
+                                           skips the blocks of pairs that share no document; not
+                                           where its blocks do not fit (`flex_attention_serves`)
     blockwise_attention                    compiled for a CPU: torch's own kernel there takes two
                                            to three times as long, most of it in its backward pass
 
@@ -64,10 +65,13 @@ def document_starts(document_ids: Tensor) -> Tensor:
     return is_start
 
 
-def packed_rows(document_ids: Tensor, documents_per_row: int | None = None) -> PackedRows:
+def packed_rows(
+    document_ids: Tensor, documents_per_row: int | None = None, blocks: bool = True
+) -> PackedRows:
     """What attention needs to know of document_ids [B, T], made once for all layers.
 
-    documents_per_row: no row has more runs of equal ids. Not None: for flash-attn.
+    documents_per_row: no row has more runs of equal ids. Not None: for flash-attn. blocks: compiled
+    for CUDA, for flex_attention.
     """
     runs = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
     if documents_per_row is not None:
@@ -75,8 +79,8 @@ def packed_rows(document_ids: Tensor, documents_per_row: int | None = None) -> P
     same = runs[:, None, :, None] == runs[:, None, None, :]  # [B, 1, T, T]
     T = runs.shape[1]
     mask = same & torch.ones(T, T, dtype=torch.bool, device=runs.device).tril()
-    on_cuda = torch.compiler.is_compiling() and runs.is_cuda
-    return PackedRows(runs, mask, document_blocks(runs) if on_cuda else None)
+    blocks = blocks and torch.compiler.is_compiling() and runs.is_cuda
+    return PackedRows(runs, mask, document_blocks(runs) if blocks else None)
 
 
 def flash_attn_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -85,6 +89,26 @@ def flash_attn_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -
         return False
     can = dtype in HALF and head_dim <= 256
     return can and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def flex_attention_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether flex_attention's blocks fit the shared memory of this GPU.
+
+    Its kernel keeps 64 queries and, twice (one is read while the other is computed with), 64 keys
+    and values, each filled up to a power of 2. With less memory compiling ends in "No valid triton
+    configs": float32 on a 3090 or 4090 (99 KB), where head_dim is above 64.
+    """
+    if device.type != "cuda":
+        return False
+    row = 2 ** (head_dim - 1).bit_length() * dtype.itemsize
+    return (64 + 2 * (64 + 64)) * row <= shared_memory(torch.cuda.get_device_capability(device))
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes that a block of threads may ask for (CUDA's programming guide, by capability)."""
+    sizes = {(7, 5): 64, (8, 0): 163, (8, 7): 163}
+    large = 227 if capability[0] in (9, 10, 11) else 99  # 8.6, 8.9 and 12.x: cards of the desktop
+    return sizes.get(capability, large) * 1024
 
 
 def document_bounds(runs: Tensor, documents_per_row: int) -> Tensor:

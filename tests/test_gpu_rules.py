@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model.attention import attention, cuda_backends
+from model.attention import attention, cuda_backends, flex_attention_serves, packed_rows
 from model.config import LMConfig
 from model.generation import generate
 from model.model import MiniMindLM
@@ -27,6 +27,11 @@ class OnCuda(torch.Tensor):
     """A tensor that says it lies on a GPU, and computes on the CPU."""
 
     is_cuda = True
+
+
+class WithDevice(OnCuda):
+    """The same, and names the GPU: nothing can be made where it lies."""
+
     device = torch.device("cuda", 0)
 
 
@@ -188,6 +193,76 @@ def test_decoding_on_a_cpu_asks_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "version", never)
     model = MiniMindLM(LMConfig(vocab_size=32, hidden_size=32, num_hidden_layers=1)).eval()
     assert len(list(generate(model, [1, 2, 3], 3, set(), temperature=0))) == 3
+
+
+# ---- flex_attention
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "cards"),
+    [  # which of T4, A100, 3090, 4090, H100, B200, 5090 have the memory
+        (torch.bfloat16, 64, "1111111"),
+        (torch.bfloat16, 96, "0111111"),
+        (torch.float16, 128, "0111111"),
+        (torch.bfloat16, 192, "0100110"),
+        (torch.float32, 64, "0111111"),
+        (torch.float32, 96, "0100110"),
+        (torch.float32, 128, "0100110"),
+    ],
+)
+def test_flex_attention_is_left_where_its_blocks_do_not_fit(monkeypatch, dtype, head_dim, cards):
+    """float32 with head_dim above 64 on a 3090 and 4090; in half precision all presets fit there.
+
+    torch issues 180278 and 198224 have the same limits for head_dim 192 in half precision.
+    """
+    found = ""
+    for card in ("T4", "A100", "3090", "4090", "H100", "B200", "5090"):
+        pretend(monkeypatch, card)
+        found += str(int(flex_attention_serves(torch.device("cuda", 0), dtype, head_dim)))
+    assert found == cards
+    assert not flex_attention_serves(torch.device("cpu"), dtype, head_dim)
+
+
+@pytest.mark.parametrize(("card", "fits"), [("3090", False), ("4090", False), ("A100", True)])
+def test_a_model_in_float32_takes_the_mask_where_flex_attention_does_not_fit(
+    monkeypatch, calls, card, fits
+):
+    """Preset base (head_dim 96), packed, compiled: no blocks, and torch's kernel with the mask."""
+    pretend(monkeypatch, card)
+    rows_made = []
+
+    def spy(document_ids, *args, **more):
+        rows_made.append(packed_rows(document_ids.as_subclass(OnCuda), *args, **more))
+        raise InterruptedError
+
+    ids = torch.zeros(1, 12, dtype=torch.int64).as_subclass(WithDevice)
+    model = MiniMindLM(LMConfig.preset("base", num_hidden_layers=1))
+    monkeypatch.setattr("model.model.packed_rows", spy)
+    monkeypatch.setattr("model.attention.document_blocks", lambda runs: "the blocks")
+    with monkeypatch.context() as compiling, pytest.raises(InterruptedError):
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        model(ids, torch.tensor([[0] * 5 + [1] * 7]))
+    assert rows_made[0].blocks == ("the blocks" if fits else None)
+    if not fits:
+        q, k, v = rows(T=12, dtype=torch.float32)
+        one_row = [t[:1] for t in (q, k, v)]
+        found = attention(*one_row, rows_made[0])
+        alone = [attention(*(t[:, :, part] for t in one_row), None)
+                 for part in (slice(0, 5), slice(5, 12))]  # fmt: skip
+        assert calls[0]["masked"] and calls[0]["allowed"] == [FLASH, EFFICIENT, MATH]
+        assert (found - torch.cat(alone, dim=2)).abs().max() <= 1e-5
+
+
+def test_rules_of_packed_rows_are_traced_as_constants(monkeypatch):
+    """Asked inside a compiled graph, as the model asks, with no break."""
+    pretend(monkeypatch, "3090")
+
+    def ask(x, dtype):
+        return x + flex_attention_serves(torch.device("cuda", 0), dtype, 96)
+
+    for dtype, fits in ((torch.float32, 0), (torch.bfloat16, 1)):
+        compiled = torch.compile(ask, fullgraph=True, backend="eager")
+        assert compiled(torch.zeros(()), dtype).item() == fits
 
 
 def test_nobody_sets_the_order_of_kernels():
