@@ -68,7 +68,7 @@ def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, T
     """
     M, E = len(experts), num_experts
     block = 1 if experts.is_cuda else max(1, M // (16 * E))
-    counts = F.one_hot(experts, E).sum(0)  # [E]
+    counts = one_hot(experts, E).sum(0)  # [E]
     lengths = (counts + block - 1) // block * block
     ends = lengths.cumsum(0)
     order = experts.argsort(stable=True)  # [M]
@@ -80,6 +80,11 @@ def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, T
     source = torch.zeros(R, dtype=torch.int64, device=experts.device).scatter(0, rows, order)
     is_filling = torch.ones(R, dtype=torch.bool, device=experts.device).scatter(0, rows, False)
     return slot, source, is_filling, ends.to(torch.int32)
+
+
+def one_hot(index: Tensor, count: int) -> Tensor:
+    """bool [..., count], True at each index. On a CPU torch's own reads the largest index first."""
+    return index[..., None] == torch.arange(count, device=index.device)
 
 
 class Permute(torch.autograd.Function):
@@ -162,7 +167,7 @@ def expert_load(router_logits: Tensor, k: int) -> Tensor:
     router_logits [L, N, E]. 1 / E everywhere is perfect balance.
     """
     chosen = router_logits.topk(k, dim=-1).indices.flatten(1)  # [L, N·k]
-    return F.one_hot(chosen, router_logits.shape[-1]).float().mean(1)
+    return one_hot(chosen, router_logits.shape[-1]).float().mean(1)
 
 
 def load_balancing_loss(router_logits: Tensor, k: int, token_mask: Tensor | None = None) -> Tensor:
@@ -174,7 +179,7 @@ def load_balancing_loss(router_logits: Tensor, k: int, token_mask: Tensor | None
     """
     L, N, E = router_logits.shape
     probs = router_logits.softmax(-1, dtype=torch.float32)  # [L, N, E]
-    chosen = F.one_hot(probs.topk(k, dim=-1).indices, E).sum(2).float()  # [L, N, E]
+    chosen = one_hot(probs.topk(k, dim=-1).indices, E).sum(2).float()  # [L, N, E]
     weight = torch.ones(N, device=probs.device) if token_mask is None else token_mask.flatten()
     weight = weight.to(torch.float32)[None, :, None]  # [1, N, 1]
     total = (L * weight.sum()).clamp(min=1)
