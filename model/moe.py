@@ -18,8 +18,9 @@ class MoEFeedForward(nn.Module):
     """Every token goes through its k most probable experts, weighted by the router's softmax.
 
     The weights of all experts are one tensor per projection, so that a layer's experts run as three
-    grouped matrix products instead of a Python loop. On disk they are split per expert, as
-    transformers' Qwen3-MoE writes them (see hf_format.py).
+    grouped matrix products (or batched ones of padded blocks, see `grouped_mm_waits`) instead of a
+    Python loop. On disk they are split per expert, as transformers' Qwen3-MoE writes them (see
+    hf_format.py).
     """
 
     def __init__(self, config: LMConfig):
@@ -43,31 +44,63 @@ class MoEFeedForward(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
 
         # Sort the token copies by expert, so that each expert's tokens are one contiguous slice.
-        slot, source, is_filling, ends = sort_by_expert(experts.flatten(), self.num_experts)
+        by_blocks = grouped_mm_waits(x.device, _product_dtype(x))
+        block = rows_per_block(experts.numel(), self.num_experts, x.device.type, by_blocks)
+        slot, source, is_filling, ends = sort_by_expert(experts.flatten(), self.num_experts, block)
         copies = x[:, None].expand(-1, self.k, -1).reshape(len(slot), -1)  # [M, C], k of each token
         rows = Permute.apply(copies, source, slot)  # [R, C]
-        hidden = F.silu(_grouped(rows, self.gate_proj, ends)) * _grouped(rows, self.up_proj, ends)
+        owner = None
+        if by_blocks:  # zeros, since in float16 a row might overflow in another's expert
+            owner = block_owners(ends, len(rows), block)  # [R / block]
+            rows = rows.masked_fill(is_filling[:, None], 0)
+        gate, up = (
+            _grouped(rows, weight, ends, owner) for weight in (self.gate_proj, self.up_proj)
+        )
+        hidden = F.silu(gate) * up  # [R, I]
         hidden = hidden.masked_fill(is_filling[:, None], 0)  # and with it all gradients of filling
-        rows = _grouped(hidden, self.down_proj, ends)  # [R, C]
+        rows = _grouped(hidden, self.down_proj, ends, owner)  # [R, C]
         rows = Permute.apply(rows, slot, source).view(*weights.shape, -1)  # [N, k, C]
         y = (rows * weights[..., None].to(rows.dtype)).sum(1)  # [N, C]
         return y.to(x.dtype).view(shape), router_logits
 
 
-def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def grouped_mm_waits(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's grouped product makes the host wait for the GPU, to read where slices end.
+
+    It does on CUDA but for bfloat16 on capability 9 and 10 (`_grouped_mm_cuda`, torch 2.11 to 2.13).
+    """
+    if device.type != "cuda":
+        return False
+    return dtype != torch.bfloat16 or torch.cuda.get_device_capability(device)[0] not in (9, 10)
+
+
+def rows_per_block(copies: int, experts: int, device_type: str, by_blocks: bool) -> int:
+    """Slices of experts are filled up to multiples of so many rows.
+
+    On a CPU it is a sixteenth of their mean length: for every new length oneDNN would compile a
+    kernel, in each layer of each step (3% more rows, and the step takes 0.8 of the time). For
+    products by blocks an eighth, in multiples of 16: smaller ones are filled less, and copy weights
+    more often.
+    """
+    if by_blocks:
+        return -(-copies // (8 * experts * 16)) * 16
+    return 1 if device_type == "cuda" else max(1, copies // (16 * experts))
+
+
+def sort_by_expert(
+    experts: Tensor, num_experts: int, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where each of M token copies goes, from the number of its expert: int64 [M].
 
+    block       slices are filled up to multiples of so many rows
     slot        int64 [M], the row of each copy among R rows sorted by expert
     source      int64 [R], the copy that lies in each row; 0 in rows that only fill up
     is_filling  bool [R]
     ends        int32 [E], where each expert's slice ends
 
-    On a CPU slices are filled up to multiples of a sixteenth of their mean length: for every new
-    length oneDNN would compile a kernel, in each layer of each step (3% more rows, and the step
-    takes 0.8 of the time). R does not depend on the tokens.
+    R is a multiple of block and does not depend on the tokens.
     """
     M, E = len(experts), num_experts
-    block = 1 if experts.is_cuda else max(1, M // (16 * E))
     counts = one_hot(experts, E).sum(0)  # [E]
     lengths = (counts + block - 1) // block * block
     ends = lengths.cumsum(0)
@@ -75,7 +108,7 @@ def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, T
     shift = (ends - lengths) - (counts.cumsum(0) - counts)  # [E], how far each slice moves
     index = torch.arange(M, device=experts.device)
     rows = index + shift[experts[order]]  # [M], of the copies in their new order
-    R = M + E * (block - 1)
+    R = (M + min(M, E) * (block - 1)) // block * block  # min: with few copies, few slices hold any
     slot = torch.empty_like(index).scatter(0, order, rows)
     source = torch.zeros(R, dtype=torch.int64, device=experts.device).scatter(0, rows, order)
     is_filling = torch.ones(R, dtype=torch.bool, device=experts.device).scatter(0, rows, False)
@@ -106,15 +139,28 @@ class Permute(torch.autograd.Function):
         return gradient[back], None, None
 
 
-def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def block_owners(ends: Tensor, rows: int, block: int) -> Tensor:
+    """int64 [rows / block], the expert whose slice holds each block; any where none does."""
+    starts = torch.arange(0, rows, block, dtype=ends.dtype, device=ends.device)
+    return torch.searchsorted(ends, starts, right=True).clamp(max=len(ends) - 1)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of autocast, where it is on: grouped_mm is not on its lists."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _grouped(x: Tensor, weight: Tensor, ends: Tensor, owner: Tensor | None) -> Tensor:
     """x [M, in] @ weight[e].T for the expert e that owns each slice of rows: → [M, out].
 
-    weight [E, out, in]; ends int32 [E] are the slices' ends.
+    weight [E, out, in]; ends int32 [E] are the slices' ends; owner as of `block_owners`, or None.
     """
-    if torch.is_autocast_enabled(x.device.type):  # grouped_mm is not on autocast's lists
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-    return GroupedLinear.apply(x, weight, ends)
+    dtype = _product_dtype(x)
+    x, weight = x.to(dtype), weight.to(dtype)
+    if owner is None:
+        return GroupedLinear.apply(x, weight, ends)
+    return BlockLinear.apply(x, weight, owner)
 
 
 class GroupedLinear(torch.autograd.Function):
@@ -138,6 +184,35 @@ class GroupedLinear(torch.autograd.Function):
             grad_x = _product(gradient, weight, ends)  # [M, in]
         if ctx.needs_input_grad[1]:
             grad_weight = _product(gradient.T, x, ends)  # [E, out, in]
+        return grad_x, grad_weight, None
+
+
+class BlockLinear(torch.autograd.Function):
+    """x [R, in], weight [E, out, in], owner [blocks] → [R, out]: each block by its owner's weight.
+
+    Every product is a batched one of all blocks, whose shapes do not depend on the tokens. Weights
+    are copied for each block, and copied again in the backward pass: kept they would take the
+    memory of several models.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, owner: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, owner)
+        rows = x.reshape(len(owner), -1, x.shape[1])  # [blocks, block, in]
+        return torch.bmm(rows, weight[owner].transpose(1, 2)).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, weight, owner = ctx.saved_tensors
+        gradient = gradient.reshape(len(owner), -1, gradient.shape[1])  # [blocks, block, out]
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.bmm(gradient, weight[owner]).flatten(0, 1)  # [R, in]
+        if ctx.needs_input_grad[1]:
+            rows = x.reshape(len(owner), -1, x.shape[1])
+            parts = torch.bmm(gradient.transpose(1, 2), rows)  # [blocks, out, in]
+            owned = one_hot(owner, len(weight)).T.to(parts.dtype)  # [E, blocks]
+            grad_weight = (owned @ parts.flatten(1)).view(weight.shape)
         return grad_x, grad_weight, None
 
 

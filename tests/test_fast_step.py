@@ -236,11 +236,14 @@ def test_experts_in_bfloat16_are_one_graph(packed):
 @pytest.mark.parametrize(("k", "norm"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("T", [31, 311])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_grouped_experts_equal_a_loop_over_experts(k, norm, compiled, T):
+@pytest.mark.parametrize("by_blocks", [False, True], ids=["grouped", "blocks"])
+def test_grouped_experts_equal_a_loop_over_experts(monkeypatch, by_blocks, k, norm, compiled, T):
     """Output and all gradients are those of masked loops, for experts with no token as well.
 
     With 311 tokens a row, slices of experts are filled up; with 31 they are too short for it.
+    blocks: the products of GPUs on which grouped ones would wait.
     """
+    monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: by_blocks)
     config = LMConfig(**NUMBERS | MOE | {
         "num_experts_per_tok": k, "num_experts": 6, "norm_topk_prob": norm,
         "moe_intermediate_size": NUMBERS["intermediate_size"],

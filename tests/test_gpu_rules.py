@@ -9,11 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.attention import attention, cuda_backends, flex_attention_serves, packed_rows
 from model.config import LMConfig
 from model.generation import generate
 from model.model import MiniMindLM
+from model.moe import MoEFeedForward, grouped_mm_waits
+from training.distributed import Ranks
+from training.run_log import RunLog
+from training.state import RunState
 
 CARDS = {
     "Titan V": (7, 0), "T4": (7, 5), "A100": (8, 0), "3090": (8, 6), "4090": (8, 9),
@@ -263,6 +268,114 @@ def test_rules_of_packed_rows_are_traced_as_constants(monkeypatch):
     for dtype, fits in ((torch.float32, 0), (torch.bfloat16, 1)):
         compiled = torch.compile(ask, fullgraph=True, backend="eager")
         assert compiled(torch.zeros(()), dtype).item() == fits
+
+
+# ---- experts
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_grouped_products_wait_but_in_bfloat16_on_hopper(monkeypatch, card):
+    """As `_grouped_mm_cuda` chooses in torch: bfloat16 on capability 9 and 10 reads no offsets."""
+    pretend(monkeypatch, card)
+    cuda, fast = torch.device("cuda", 0), card in ("H100", "B200", "B300")
+    assert grouped_mm_waits(cuda, torch.bfloat16) is not fast
+    assert grouped_mm_waits(cuda, torch.float16) and grouped_mm_waits(cuda, torch.float32)
+    assert not grouped_mm_waits(torch.device("cpu"), torch.float32)
+
+
+def experts(dtype=torch.float32) -> MoEFeedForward:
+    """8 experts of which each token uses two."""
+    torch.manual_seed(1)
+    layer = MoEFeedForward(LMConfig(hidden_size=32, moe_intermediate_size=48, use_moe=True))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return layer.to(dtype)
+
+
+def output_and_gradients(layer, x, upstream) -> list[torch.Tensor]:
+    layer.zero_grad()
+    leaf = x.clone().requires_grad_()
+    y, _ = layer(leaf)
+    y.backward(upstream)
+    return [y.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
+)
+@pytest.mark.parametrize("tokens", [1, 3, 500])
+def test_products_by_blocks_are_the_grouped_ones(monkeypatch, dtype, tolerance, tokens):
+    """Output and gradients of an expert layer, in all dtypes, within the dtype's rounding."""
+    layer = experts(dtype)
+    x, upstream = torch.randn(2, 1, tokens, 32).to(dtype)
+    grouped = output_and_gradients(layer, x, upstream)
+    monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: True)
+    monkeypatch.setattr("model.moe.GroupedLinear.apply", None)  # nothing comes by it
+    for found, expected in zip(output_and_gradients(layer, x, upstream), grouped):
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_filling_rows_overflow_nowhere(monkeypatch):
+    """float16: a token that is too large for an expert it does not use leaves no NaN."""
+    layer = experts()
+    with torch.no_grad():
+        layer.gate.weight.zero_()
+        layer.gate.weight[:, :8] = torch.eye(8) * 10
+        x = torch.zeros(1, 40, 32)
+        x[0, :, 1] = x[0, :, 2] = 1.0
+        x[0, 0, 1], x[0, 0, 2] = 100.0, 99.0  # the token that filling rows are copies of
+        x[0, 1, 1], x[0, 1, 3] = 0.5, 1.0  # so that expert 3 is used, too
+        layer.gate_proj[3] = 400.0  # times that token infinite in float16
+        layer.up_proj[3] = 0.01
+    layer.half()
+    monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: True)
+    results = output_and_gradients(layer, x.half(), torch.ones(1, 40, 32).half())
+    assert all(t.isfinite().all() for t in results)
+
+
+class NothingRead(TorchDispatchMode):
+    """Fails where values on a device would be read: each such call waits for a GPU."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).split(".")[1]
+        indices = args[1] if name == "index" else ()
+        is_bool = any(i is not None and i.dtype == torch.bool for i in indices)
+        if name.strip("_") in {read.strip("_") for read in self.READS} or is_bool:
+            raise AssertionError(f"{function} waits for the GPU")
+        return function(*args, **(kwargs or {}))
+
+
+def test_products_by_blocks_read_nothing(monkeypatch):
+    """Forward and backward pass ask for no value; a mode that sees a planted question agrees."""
+    monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: True)
+    x, upstream = torch.randn(2, 1, 100, 32)
+    layer = experts()
+    with NothingRead():
+        output_and_gradients(layer, x, upstream)
+        with pytest.raises(AssertionError, match="waits"):
+            bool(x.sum() > 0)
+        with pytest.raises(AssertionError, match="waits"):
+            x[x > 0]
+
+
+def test_a_run_with_experts_says_that_it_takes_other_products(monkeypatch, tmp_path, capsys):
+    """One line at the start, on a card and in a dtype where torch's grouped product waits."""
+    config = LMConfig.preset("demo", use_moe=True, num_hidden_layers=1, moe_intermediate_size=32)
+    ranks = Ranks(0, 0, 1, torch.device("cuda", 0))
+    said = {}
+    bfloat16, float16 = torch.bfloat16, torch.float16
+    for card, dtype in (("3090", bfloat16), ("H100", bfloat16), ("H100", float16)):
+        pretend(monkeypatch, card)
+        log = RunLog(tmp_path, 1, RunState(), True, ranks=ranks, dtype=dtype)
+        for model in (MiniMindLM(config), MiniMindLM(config.with_changes(use_moe=False))):
+            log.say_what(model, "1 × 8 tokens", "none")
+            said[card, dtype, model.config.use_moe] = capsys.readouterr().out
+        log.file.close()
+    lines = {key: text for key, text in said.items() if "wait for this GPU" in text}
+    assert set(lines) == {("3090", bfloat16, True), ("H100", float16, True)}
+    assert "in bfloat16; batched" in lines["3090", bfloat16, True]
 
 
 def test_nobody_sets_the_order_of_kernels():
