@@ -15,7 +15,7 @@ from model.attention import attention, cuda_backends, flex_attention_serves, pac
 from model.config import LMConfig
 from model.generation import generate
 from model.model import MiniMindLM
-from model.moe import MoEFeedForward, grouped_mm_waits
+from model.moe import MoEFeedForward, _product_by_product, grouped_mm_waits
 from training.distributed import Ranks
 from training.run_log import RunLog
 from training.state import RunState
@@ -303,14 +303,19 @@ def output_and_gradients(layer, x, upstream) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
 )
-@pytest.mark.parametrize("tokens", [1, 3, 500])
-def test_products_by_blocks_are_the_grouped_ones(monkeypatch, dtype, tolerance, tokens):
+@pytest.mark.parametrize(
+    ("tokens", "kind"), [(1, "blocks"), (30, "blocks"), (30, "one by one"), (500, "one by one")]
+)
+def test_other_products_are_the_grouped_ones(monkeypatch, dtype, tolerance, tokens, kind):
     """Output and gradients of an expert layer, in all dtypes, within the dtype's rounding."""
     layer = experts(dtype)
     x, upstream = torch.randn(2, 1, tokens, 32).to(dtype)
     grouped = output_and_gradients(layer, x, upstream)
     monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: True)
-    monkeypatch.setattr("model.moe.GroupedLinear.apply", None)  # nothing comes by it
+    monkeypatch.setattr(F, "grouped_mm", None)  # nothing comes by it
+    if kind == "one by one":
+        monkeypatch.setattr("model.moe.BLOCK", 0)
+        monkeypatch.setattr("model.moe._product", _product_by_product)
     for found, expected in zip(output_and_gradients(layer, x, upstream), grouped):
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
@@ -347,20 +352,27 @@ class NothingRead(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_products_by_blocks_read_nothing(monkeypatch):
-    """Forward and backward pass ask for no value; a mode that sees a planted question agrees."""
+def test_few_tokens_read_nothing_and_many_once(monkeypatch):
+    """Up to 16 copies an expert no value is asked for; with more, where slices end, and no more."""
+    reads, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: reads.append(t.shape) or cpu(t))
     monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: True)
-    x, upstream = torch.randn(2, 1, 100, 32)
     layer = experts()
     with NothingRead():
-        output_and_gradients(layer, x, upstream)
-        with pytest.raises(AssertionError, match="waits"):
+        for tokens in (1, 64):
+            x, upstream = torch.randn(2, 1, tokens, 32)
+            output_and_gradients(layer, x, upstream)
+        assert reads == []
+        with pytest.raises(AssertionError, match="waits"):  # the mode sees what is planted
             bool(x.sum() > 0)
         with pytest.raises(AssertionError, match="waits"):
             x[x > 0]
+        x, upstream = torch.randn(2, 1, 65, 32)
+        output_and_gradients(layer, x, upstream)
+    assert reads == [(8,)]
 
 
-def test_a_run_with_experts_says_that_it_takes_other_products(monkeypatch, tmp_path, capsys):
+def test_a_run_with_experts_says_that_it_waits(monkeypatch, tmp_path, capsys):
     """One line at the start, on a card and in a dtype where torch's grouped product waits."""
     config = LMConfig.preset("demo", use_moe=True, num_hidden_layers=1, moe_intermediate_size=32)
     ranks = Ranks(0, 0, 1, torch.device("cuda", 0))
@@ -373,9 +385,9 @@ def test_a_run_with_experts_says_that_it_takes_other_products(monkeypatch, tmp_p
             log.say_what(model, "1 × 8 tokens", "none")
             said[card, dtype, model.config.use_moe] = capsys.readouterr().out
         log.file.close()
-    lines = {key: text for key, text in said.items() if "wait for this GPU" in text}
+    lines = {key: text for key, text in said.items() if "waits for this GPU" in text}
     assert set(lines) == {("3090", bfloat16, True), ("H100", float16, True)}
-    assert "in bfloat16; batched" in lines["3090", bfloat16, True]
+    assert "in bfloat16 torch's grouped product" in lines["3090", bfloat16, True]
 
 
 def test_nobody_sets_the_order_of_kernels():

@@ -175,8 +175,8 @@ class RunLog:
         )
         if model.config.use_moe and grouped_mm_waits(self.device, self.dtype):
             self.say(
-                f"experts: torch's grouped product would wait for this GPU in {dtype}; batched "
-                "products of padded blocks take its place (docs/gpus.md)"
+                f"experts: in {dtype} torch's grouped product waits for this GPU; here every layer "
+                "does, once a pass (docs/gpus.md)"
             )
 
     def plot(self):
