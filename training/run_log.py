@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from model.moe import grouped_mm_waits
 from training import run_lock
 from training.memory import resident_bytes
 from training.plot import plot_metrics, read_metrics
@@ -52,7 +53,7 @@ class RunLog:
         if not is_main:
             return
         self.device = torch.device("cpu") if ranks is None else ranks.device
-        self.dtype = str(dtype).removeprefix("torch.")
+        self.dtype = dtype
         self.flops = 0.0  # of an update, in seconds at the full rate of all devices
         if update_flops:
             rate = matmul_rate(self.device, dtype) * ranks.world_size
@@ -170,10 +171,16 @@ class RunLog:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         of_all = model.num_parameters()
         share = f"{trained / 1e6:.2f}M of " if trained < of_all else ""
+        dtype = str(self.dtype).removeprefix("torch.")
         self.say(
             f"{share}{of_all / 1e6:.1f}M parameters, {self.total_steps:,} steps of {update}, on "
-            f"{self.device} in {self.dtype}\ndata: {data}"
+            f"{self.device} in {dtype}\ndata: {data}"
         )
+        if model.config.use_moe and grouped_mm_waits(self.device, self.dtype):
+            self.say(
+                f"experts: in {dtype} torch's grouped product waits for this GPU; here every layer "
+                "does, once a pass (docs/gpus.md)"
+            )
 
     def plot(self):
         """Draw loss.png from metrics.jsonl."""
