@@ -39,7 +39,7 @@ def parse_args():
     add = parser.add_argument
     add("--data_path", nargs="+", default=None, help="files to look at; None: the demo corpus")
     add("--tokenizer", type=Path, default=cli.TOKENIZER, help="tokenizer or model folder")
-    text = "tokens per row; None: the training scripts' own: 1024, and 4096 for pairs and judged answers"
+    text = "tokens per row; None: training's own: 1024; 4096 for pairs and judged answers"
     add("--max_seq_len", type=cli.at_least(1), default=None, help=text)
     add("--num", type=cli.at_least(0), default=3, help="how many to print of each file")
     add("--line", type=cli.at_least(1), default=1, help="line of the first one to print")
