@@ -255,9 +255,9 @@ class MiniMindLM(nn.Module):
 
         router_logits = []
         checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
+        more = {"checkpointing": True} if checkpointing else {}
         for i, layer in enumerate(self.model.layers):
-            layer_cache = cache and cache.layer(i)
-            x, layer_router_logits = layer(x, cos, sin, mask, layer_cache, checkpointing)
+            x, layer_router_logits = layer(x, cos, sin, mask, cache and cache.layer(i), **more)
             router_logits.append(layer_router_logits)
         if cache is not None:
             cache.advance(T)
