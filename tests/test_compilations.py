@@ -22,7 +22,7 @@ from training.distributed import Ranks
 SCRIPTS = {"pretrain": train_pretrain, "full_sft": train_full_sft, "dpo": train_dpo}
 SHORT = ["--compile", "--max_steps", "3", "--val_fraction", "0"]
 IN_TWO = """
-import os, torch, train_SCRIPT as script
+import torch, train_SCRIPT as script
 from torch._dynamo.testing import CompileCounterWithBackend
 import training.run
 from training import cli, memory
@@ -31,15 +31,14 @@ torch.compile = lambda function, **more: compile(function, **more | {"backend": 
 training.run.fit_memory = lambda model, args, *more: memory.largest_by_trial(
     model, [args.batch_size], args, *more)
 cli.run(script.main)
-os.write(1, b"graphs %d\\n" % backend.frame_count)  # one write: both processes do
+print(f"graphs {backend.frame_count}\\n", end="", flush=True)
 """
 
 
-@pytest.fixture
-def backend(monkeypatch):
-    """Counts the graphs that it is given; torch.compile uses it."""
+def counting(monkeypatch, name: str) -> CompileCounterWithBackend:
+    """torch.compile's back end from now on: it counts the graphs that it is given."""
     torch._dynamo.reset()
-    backend, compile = CompileCounterWithBackend("aot_eager"), torch.compile
+    backend, compile = CompileCounterWithBackend(name), torch.compile
 
     def counted(function, **more):
         return compile(function, **more | {"backend": backend})
@@ -54,10 +53,9 @@ def as_on_a_gpu(model, args, *more):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_training_finds_the_model_compiled(
-    monkeypatch, tmp_path, tiny_tokenizer_dir, backend, script
-):
+def test_training_finds_the_model_compiled(monkeypatch, tmp_path, tiny_tokenizer_dir, script):
     """One graph of the model, from the trial, and one of the loss; packed rows too."""
+    backend = counting(monkeypatch, "aot_eager")
     monkeypatch.setattr("training.run.fit_memory", as_on_a_gpu)
     words = [*make_inputs(tmp_path, tiny_tokenizer_dir)[script], *SHORT]
     words += ["--out_dir", str(tmp_path / "run")]
@@ -78,19 +76,25 @@ def test_two_processes_find_it_compiled(tmp_path, tiny_tokenizer_dir):
 
 
 @pytest.mark.parametrize(
-    ("limit", "compiled_limit", "expected", "graphs"),
+    ("limit", "compiled_limit", "expected", "graphs", "auto_batch"),
     [
-        (64, 64, 64, 1),  # far from the limit
-        (4, 16, 16, 2),  # compiled it takes a quarter
-        (0, 2, 2, 2),  # not even a row without the compiler
-        (4, 2, 2, 2),  # a GPU that others use as well
-        (0, 0, 0, 1),
+        (64, 64, 64, 1, True),  # far from the limit
+        (4, 16, 16, 2, True),  # compiled it takes a quarter
+        (0, 2, 2, 2, True),  # not even a row without the compiler
+        (4, 2, 2, 2, True),  # a GPU that others use as well
+        (0, 0, 0, 1, True),
+        (64, 64, 64, 1, False),
+        (2, 8, 8, 3, False),  # refused: what is recommended fits
     ],
 )
-def test_auto_batch_compiles_two_sizes_at_most(
-    monkeypatch, backend, limit, compiled_limit, expected, graphs
+def test_a_size_is_compiled_only_where_it_is_likely_to_fit(
+    monkeypatch, limit, compiled_limit, expected, graphs, auto_batch
 ):
-    """The size that is chosen is compiled, and one more where passes without it say too little."""
+    """The size that is chosen, and one more where passes without the compiler say too little.
+
+    Rows above the limits, those of passes without the compiler and with it, are out of memory.
+    """
+    backend = counting(monkeypatch, "eager")
     tried, one_pass = [], memory._one_pass
 
     def limited(model, rows, *more):
@@ -115,7 +119,7 @@ def test_auto_batch_compiles_two_sizes_at_most(
         num_key_value_heads=1, intermediate_size=64,
     )  # fmt: skip
     model = MiniMindLM(config)
-    args = SimpleNamespace(max_seq_len=16, compile=True, cuda_graphs=False, auto_batch=True)
+    args = SimpleNamespace(max_seq_len=16, compile=True, cuda_graphs=False, auto_batch=auto_batch)
     more = (args, Ranks(0, 0, 1, torch.device("cpu")), torch.autocast("cpu", enabled=False))
     found = memory.largest_by_trial(model, [64, 32, 16, 8, 4, 2, 1], *more, packed=False)
     assert (found, backend.frame_count) == (expected, graphs), tried
