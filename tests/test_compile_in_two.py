@@ -94,12 +94,18 @@ def test_gradients_of_two_compiled_processes(tmp_path):
     ],
 )
 def test_scripts_in_two_compiled_processes(tmp_path, flags, script, more, parallel):
-    """Compiled to machine code, every logged number is that of one process without the compiler."""
+    """Compiled to machine code, every logged number is that of one process without the compiler.
+
+    But for the experts' load, which is the first rank's, and shares of pairs ranked right: at the
+    start all are ties, which rounding decides.
+    """
     more = [*flags[script], "--dropout", 0, "--eval_interval", 6, *more]
     run(script, tmp_path / "one", *more, "--batch_size", 2)
     run(script, tmp_path / "two", *more, "--batch_size", 1, "--compile", *parallel, processes=2)
     found, expected = metrics(tmp_path / "two"), metrics(tmp_path / "one")
     assert len(found) == len(expected)
+    others = {"max_expert_load", "accuracy", "val_accuracy"}
     for a, b in zip(found, expected):
-        a.pop("max_expert_load", None), b.pop("max_expert_load", None)  # the first rank's
-        assert a == pytest.approx(b, rel=2e-3, abs=1e-4)
+        assert a.keys() == b.keys()
+        for name in a.keys() - others:
+            assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-4), name

@@ -81,12 +81,13 @@ def _one_pass(model, rows: int, args, device, autocast, packed: bool):
     ids = torch.zeros(rows, args.max_seq_len, dtype=torch.int64, device=device)
     # a tensor of its own: the compiler notes which of its inputs are one and the same
     documents = (torch.zeros_like(ids),) if packed else ()
-    with autocast:
-        logits, aux_loss = model(ids, *documents)
-        loss = masked_cross_entropy(logits, ids, torch.ones_like(ids, dtype=torch.float32))
-    (loss + aux_loss).backward()
-    del logits, aux_loss, loss
-    model.zero_grad(set_to_none=True)
+    try:
+        with autocast:
+            logits, aux_loss = model(ids, *documents)
+            loss = masked_cross_entropy(logits, ids, torch.ones_like(ids, dtype=torch.float32))
+        (loss + aux_loss).backward()
+    finally:
+        model.zero_grad(set_to_none=True)
 
 
 def _trained_bytes(model) -> int:
@@ -116,7 +117,6 @@ def largest_by_trial(model, sizes: list[int], args, ranks: Ranks, autocast, pack
         except torch.OutOfMemoryError:
             ok = 0
         aside = None  # noqa: F841 (free it before the cache is emptied)
-        model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         return _least(ok, ranks) == 1
 
