@@ -171,7 +171,8 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
     if not q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=shared)
     capability = torch.cuda.get_device_capability(q.device)
-    if shared and (mask is not None or v.dtype not in HALF or capability < (8, 0)):
+    flash = v.dtype in HALF and capability >= (8, 0) and flash_is_built() and mask is None
+    if shared and not flash:
         # the one kernel left that needs no T × T memory knows no shared key heads
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         shared = False
@@ -205,6 +206,12 @@ def cuda_backends(
 def cudnn_version() -> int:
     """9.15.1 is 91501; 0 where there is none."""
     return torch.backends.cudnn.version() or 0
+
+
+@torch.compiler.assume_constant_result
+def flash_is_built() -> bool:
+    """Whether this torch has FlashAttention 2; some builds for Windows do not."""
+    return torch.backends.cuda.is_flash_attention_available()
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:

@@ -392,8 +392,9 @@ def test_bfloat16_on_a_gpu(changes, packed):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_when_compiling_is_the_default():
-    """None: on CUDA, and on a CPU in long runs; a given flag is obeyed."""
+def test_when_compiling_is_the_default(monkeypatch):
+    """None: on CUDA with Triton, and on a CPU in long runs; a given flag is obeyed."""
+    monkeypatch.setattr("training.compute.find_spec", lambda name: name == "triton")
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
     def compiles(flag, device, steps):
@@ -404,6 +405,8 @@ def test_when_compiling_is_the_default():
     assert compiles(None, cuda, 1) and compiles(True, cpu, 1)
     assert not compiles(False, cuda, 9999) and not compiles(None, cpu, 100)
     assert compiles(None, cpu, 5000)
+    monkeypatch.setattr("training.compute.find_spec", lambda name: None)
+    assert compiles(True, cuda, 1) and not compiles(None, cuda, 5000)
 
 
 @pytest.mark.parametrize(

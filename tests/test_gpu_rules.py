@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.attention import attention, cuda_backends, flex_attention_serves, packed_rows
+from model.attention import (
+    attention,
+    cuda_backends,
+    flash_is_built,
+    flex_attention_serves,
+    packed_rows,
+)
 from model.config import LMConfig
 from model.generation import generate
 from model.model import MiniMindLM
@@ -43,6 +49,7 @@ class WithDevice(OnCuda):
 def pretend(monkeypatch, card: str, cudnn: int | None = 91900):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: CARDS[card])
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
 
 
 @pytest.fixture
@@ -157,12 +164,18 @@ def test_no_call_changes_the_kernel_of_another(monkeypatch, calls):
     ],
 )  # fmt: skip
 def test_key_heads_are_shared_where_a_kernel_can(monkeypatch, calls, card, dtype, masked, shared):
-    """A mask, float32 or an old card leave the efficient kernel, which needs a key head each."""
+    """A mask, float32 or an old card leave the efficient kernel, which needs a key head each.
+
+    So does a torch that was built without FlashAttention.
+    """
     pretend(monkeypatch, card)
     q, k, v = rows(dtype=dtype)
     mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril() if masked else None
     attention(q, k, v, mask)
     assert calls == [calls[0]] and calls[0]["heads"] == (4, 2 if shared else 4)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    attention(q, k, v, mask)
+    assert calls[1]["heads"] == (4, 4)
 
 
 def test_the_rule_is_traced_as_a_constant(monkeypatch):
@@ -177,6 +190,7 @@ def test_the_rule_is_traced_as_a_constant(monkeypatch):
     def by_rule(q):
         capability = torch.cuda.get_device_capability(0)
         fixed_shapes = torch.compiler.is_compiling() or q.requires_grad
+        assert flash_is_built()
         with sdpa_kernel(cuda_backends(capability, False, fixed_shapes, False)):
             return F.scaled_dot_product_attention(q, q, q, is_causal=True)
 

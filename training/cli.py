@@ -241,7 +241,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     add("--out_dir", Path, Path(out_dir), "folder of checkpoints and metrics")
     add("--device", str, "auto", "auto, cpu, cuda, cuda:N or mps")
     add("--dtype", ["auto", *DTYPES], "auto", "precision of the products")
-    text = "compile model and loss, which takes a minute or two; None: on CUDA, and on CPUs in runs"
+    text = "compile model and loss, a minute or two; None: on CUDA with Triton, and on CPUs in runs"
     add("--compile", BOOL, None, f"{text} of {LONG_RUN:,} or more steps")
     text = "replay the compiled step as CUDA graphs: for small models on one GPU, not accumulating"
     add("--cuda_graphs", SWITCH, False, text)

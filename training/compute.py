@@ -6,6 +6,7 @@ import argparse
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -46,15 +47,16 @@ def compiler(
 ) -> Callable:
     """torch.compile for --compile, or a function that gives back what it gets.
 
-    None compiles on CUDA, and on a CPU where the run is long enough to win back the time that
-    compiling takes and there is a C++ compiler. dynamic=False: batches have one shape, and graphs
-    made for it are faster than graphs for any. cuda_graphs: kernels are launched together, as
-    recorded; worth it where launching them one by one takes longer than they do.
+    None compiles on CUDA where there is Triton (torch's wheels for Windows have none), and on a CPU
+    where the run is long enough to win back the time that compiling takes and there is a C++
+    compiler. dynamic=False: batches have one shape, and graphs made for it are faster than graphs
+    for any. cuda_graphs: kernels are launched together, as recorded; worth it where launching them
+    one by one takes longer than they do.
     """
     if flag is None:
         found = any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
         long_on_cpu = device.type == "cpu" and total_steps >= LONG_RUN and found
-        flag = device.type == "cuda" or long_on_cpu
+        flag = long_on_cpu or (device.type == "cuda" and find_spec("triton") is not None)
     mode = "reduce-overhead" if cuda_graphs else None
     return partial(torch.compile, dynamic=False, mode=mode) if flag else lambda function: function
 
