@@ -107,17 +107,13 @@ def check_messages(
     tools, before = None, None
     for number, message in enumerate(_apart(messages), start=1):
         where = f"message {number}"
-        if not isinstance(message, dict):
-            raise BadConversation(f"an object for {where}", kind_of(message))
-        fields = Fields(message)
-        new = _message(fields, where, remarks, name)
-        role = new["role"]
-        if role == "system":
-            own_tools = check_tools(fields.get("tools"))
-            if not new["content"].strip() and not own_tools:
+        new = _plain(message)
+        if new is None:
+            new, own_tools = _checked(message, where, remarks, name)
+            if new["role"] == "system" and not new["content"].strip() and not own_tools:
                 continue  # it says nothing
             tools = tools or own_tools
-        fields.count_unused(remarks, f"{name}[].")
+        role = new["role"]
         if before not in MAY_FOLLOW[role]:
             after = f"after {before!r}" if before else "at the beginning"
             raise BadConversation("system first, then user and assistant in turn (tool after the "
@@ -128,6 +124,37 @@ def check_messages(
     if not checked:
         raise BadConversation(f"a list with at least one message in {name}", "nothing but blanks")
     return checked, tools
+
+
+def _plain(message: object) -> dict | None:
+    """The commonest message in the checked form, as `_checked` gives it; None for any other.
+
+    A user's or an assistant's text that nothing is removed from, and nothing beside it.
+    """
+    if not isinstance(message, dict) or len(message) != 2:
+        return None
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant") or not isinstance(content, str) or not content:
+        return None
+    first = content[0]
+    if first.isspace() or first == "<" or content[-1] in "\r\n" or not is_utf8(content):
+        return None
+    return {"role": role, "content": content}
+
+
+def _checked(message: object, where: str, remarks: Remarks, name: str) -> tuple[dict, list | None]:
+    """(one message in the checked form, the tools on it if it is a system message)."""
+    if not isinstance(message, dict):
+        raise BadConversation(f"an object for {where}", kind_of(message))
+    fields = Fields(message)
+    new = _message(fields, where, remarks, name)
+    tools = None
+    if new["role"] == "system":
+        tools = check_tools(fields.get("tools"))
+        if not new["content"].strip() and not tools:
+            return new, None
+    fields.count_unused(remarks, f"{name}[].")
+    return new, tools
 
 
 def _apart(messages: list) -> Iterable[object]:
