@@ -68,7 +68,8 @@ def parse_args():
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     text = "precision of the weights (auto: bfloat16 on a GPU or with int8, else float32)"
     add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=text)
-    text = "int8: weights of the linear layers in 8 bits"
+    text = "int8: weights of the linear layers in 8 bits; on CUDA for their memory, not for speed: "
+    text += "there they are unpacked at every call (not measured)"
     add("--quantize", choices=["none", "int8"], default="none", help=text)
     text = "compile the step of one token: up to a minute at the start, faster afterwards"
     add("--compile", **cli.BOOL, default=False, help=text)

@@ -8,7 +8,7 @@
 The text is repeated until it is large enough; in every repetition all documents are cut at another
 place and their parts swapped, so that no two are equal. Every figure is of a process of its own.
 On a shared machine wall times say little: tokens per CPU second count. MiB: the most a process
-held; own MiB: what it has at the end apart from mapped files, which all processes share.
+held; own MiB: the same apart from mapped files, which all processes of a machine share.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from benchmarks.own_process import ROOT, cpu_seconds, memory
+from benchmarks.own_process import ROOT, cpu_seconds, own_bytes
 
 SHARED = ROOT.parent / "shared" / "data"
 SCRIPTS = {"conversations": "train_full_sft", "tools": "train_full_sft", "pairs": "train_dpo"}
@@ -104,7 +104,7 @@ def step(name: str, kind: str, folder: Path, args: argparse.Namespace) -> dict:
         if name == "load":
             return _load(batches, flags.max_seq_len) | {"import_seconds": imports}
     took = {"seconds": time.perf_counter() - begin, "cpu_seconds": cpu_seconds() - cpu}
-    return {"import_seconds": imports} | took | memory() | figures
+    return {"import_seconds": imports} | took | figures
 
 
 def _flags(kind: str, folder: Path, args: argparse.Namespace) -> argparse.Namespace:
@@ -160,7 +160,7 @@ def _load(batches, max_seq_len: int) -> dict:
         if time.process_time() - cpu > 5:
             break
     took = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
-    return {"rows": rows, "tokens": rows * max_seq_len} | took | memory()
+    return {"rows": rows, "tokens": rows * max_seq_len} | took
 
 
 def _pack(dataset, max_seq_len: int, number: int) -> dict:
@@ -170,11 +170,11 @@ def _pack(dataset, max_seq_len: int, number: int) -> dict:
     tokens = dataset.encoded.cut_lengths(max_seq_len + 1)
     lengths = (tokens[tokens > 0] - 1).astype(np.uint32)
     lengths = np.random.default_rng(0).choice(lengths, number)
-    before, begin, cpu = memory(), time.perf_counter(), cpu_seconds()
+    before, begin, cpu = own_bytes(), time.perf_counter(), cpu_seconds()
     items, ends = best_fit(lengths, max_seq_len)
     took = {"seconds": time.perf_counter() - begin, "cpu_seconds": cpu_seconds() - cpu}
     efficiency = lengths.sum(dtype=np.int64) / (len(ends) * max_seq_len)
-    took |= memory()  # the items are still there
-    grown = took.get("peak_bytes", 0) - before.get("own_bytes", 0)
-    note = f"{len(items):,} items, {efficiency:.3%} of the positions used, {grown >> 20} MiB more"
-    return took | {"efficiency": efficiency, "packing_bytes": grown, "note": note}
+    note = (
+        f"{len(items):,} items, {efficiency:.3%} of the positions used, {before >> 20} MiB before"
+    )
+    return took | {"efficiency": efficiency, "bytes_before": before, "note": note}

@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,25 +20,49 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def memory() -> dict:
-    """On Linux, bytes: peak_bytes, the most this process held at any time; own_bytes, what it has
-    now that is no mapped file, which all processes of a machine share and the system takes back."""
+class Memory:
+    """On Linux: the most memory this process held at any time; on other systems nothing."""
+
+    def __init__(self):
+        self.own_bytes = 0
+        if Path("/proc/self/status").exists():
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self):
+        while True:  # the system keeps no peak of this one
+            self.own_bytes = max(self.own_bytes, own_bytes())
+            time.sleep(0.02)
+
+    def figures(self) -> dict:
+        """peak_bytes, all; own_bytes, apart from mapped files, which all processes of a machine
+        share and which the system takes back where it needs room (looked at 50 times a second)."""
+        if not self.own_bytes:
+            return {}
+        return {"peak_bytes": _status_bytes("VmHWM"), "own_bytes": self.own_bytes}
+
+
+def own_bytes() -> int:
+    """What this process holds now that is no mapped file; 0 where the system does not say it."""
+    return _status_bytes("RssAnon")
+
+
+def _status_bytes(name: str) -> int:
     status = Path("/proc/self/status")
-    if not status.exists():
-        return {}
-    kib = dict(re.findall(r"(\w+):\s+(\d+) kB", status.read_text()))
-    return {"peak_bytes": int(kib["VmHWM"]) * 1024, "own_bytes": int(kib["RssAnon"]) * 1024}
+    found = status.exists() and re.search(rf"{name}:\s+(\d+) kB", status.read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
 def print_figures(step: Callable[[], dict]):
-    """Run a step here and print its figures as JSON; its own say more than those of the process.
+    """Run a step here and print its figures as JSON.
 
-    Figures of a step: tokens, rows, seconds, import_seconds, note, those of `memory`, any others.
+    Figures of a step: tokens, rows, import_seconds, note; seconds and cpu_seconds, where only some
+    of its time counts; and any others.
     """
+    memory = Memory()
     begin, cpu = time.perf_counter(), cpu_seconds()
     figures = step()
     took = {"seconds": time.perf_counter() - begin, "cpu_seconds": cpu_seconds() - cpu}
-    print(json.dumps(took | memory() | figures))
+    print(json.dumps(took | memory.figures() | figures))
 
 
 def measure(script: str, flags: dict) -> dict:

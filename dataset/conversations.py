@@ -23,6 +23,7 @@ from dataset.messages import (
     check_tools,
     join_parts,
     json_value,
+    plain_messages,
     same_tools,
 )
 from dataset.messages import BadConversation as BadConversation
@@ -102,6 +103,8 @@ def to_conversation(
     fields: dict, remarks: Remarks | None = None, unread: Iterable[str] = ()
 ) -> tuple[list[dict], list | None]:
     """(messages, tools) of one record that ends with an answer; BadConversation otherwise."""
+    if len(fields) == 1 and not unread and (plain := _plain_conversation(fields)):
+        return plain, None
     record = Fields(fields, unread)
     remarks = Remarks() if remarks is None else remarks
     name = first_named(record, MESSAGES)
@@ -124,6 +127,15 @@ def to_conversation(
     tools = same_tools(own_tools, beside_tools(record))
     record.count_unused(remarks)
     return checked, tools
+
+
+def _plain_conversation(fields: dict) -> list[dict] | None:
+    """The messages of a record that has nothing else, if they are plain and end with an answer."""
+    ((name, given),) = fields.items()
+    messages = plain_messages(given) if name in MESSAGES else None
+    if messages is None or messages[-1]["role"] != "assistant":
+        return None
+    return messages if messages[-1]["content"].strip() not in PLACEHOLDERS else None
 
 
 def first_named(record: Fields, names: Iterable[str]) -> str:

@@ -36,6 +36,7 @@ ROLES = {
     "bard": "assistant", "function_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+SHAREGPT = {"system": "system", "human": "user", "gpt": "assistant"}  # its usual names
 THINK_BLOCK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 BLANK_LINES = re.compile(r"(?:[^\S\r\n]*[\r\n]+)+")
 DEEPEST_JSON = 50  # lists and objects inside each other, in tools and arguments
@@ -96,6 +97,8 @@ def check_messages(
 
     Raises BadConversation.
     """
+    if (plain := plain_messages(messages)) is not None:
+        return plain, None
     remarks = Remarks() if remarks is None else remarks
     given, messages = messages, json_value(messages, name)
     if not isinstance(messages, list):
@@ -107,13 +110,17 @@ def check_messages(
     tools, before = None, None
     for number, message in enumerate(_apart(messages), start=1):
         where = f"message {number}"
-        new = _plain(message)
-        if new is None:
-            new, own_tools = _checked(message, where, remarks, name)
-            if new["role"] == "system" and not new["content"].strip() and not own_tools:
+        if not isinstance(message, dict):
+            raise BadConversation(f"an object for {where}", kind_of(message))
+        fields = Fields(message)
+        new = _message(fields, where, remarks, name)
+        role = new["role"]
+        if role == "system":
+            own_tools = check_tools(fields.get("tools"))
+            if not new["content"].strip() and not own_tools:
                 continue  # it says nothing
             tools = tools or own_tools
-        role = new["role"]
+        fields.count_unused(remarks, f"{name}[].")
         if before not in MAY_FOLLOW[role]:
             after = f"after {before!r}" if before else "at the beginning"
             raise BadConversation("system first, then user and assistant in turn (tool after the "
@@ -126,35 +133,37 @@ def check_messages(
     return checked, tools
 
 
-def _plain(message: object) -> dict | None:
-    """The commonest message in the checked form, as `_checked` gives it; None for any other.
+def plain_messages(messages: object) -> list[dict] | None:
+    """Messages with nothing to mend or to refuse, in the checked form; None for all others.
 
-    A user's or an assistant's text that nothing is removed from, and nothing beside it.
+    Most are of this kind, and to look at them takes a tenth of the time: a role and a text each,
+    without blank lines around it, user and assistant in turn, a system message before them or none.
     """
-    if not isinstance(message, dict) or len(message) != 2:
+    if type(messages) is not list:
         return None
-    role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant") or not isinstance(content, str) or not content:
-        return None
-    first = content[0]
-    if first.isspace() or first == "<" or content[-1] in "\r\n" or not is_utf8(content):
-        return None
-    return {"role": role, "content": content}
-
-
-def _checked(message: object, where: str, remarks: Remarks, name: str) -> tuple[dict, list | None]:
-    """(one message in the checked form, the tools on it if it is a system message)."""
-    if not isinstance(message, dict):
-        raise BadConversation(f"an object for {where}", kind_of(message))
-    fields = Fields(message)
-    new = _message(fields, where, remarks, name)
-    tools = None
-    if new["role"] == "system":
-        tools = check_tools(fields.get("tools"))
-        if not new["content"].strip() and not tools:
-            return new, None
-    fields.count_unused(remarks, f"{name}[].")
-    return new, tools
+    plain: list[dict] = []
+    expected = "user"
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        role, text = message.get("role"), message.get("content")
+        if text is None:
+            role, text = SHAREGPT.get(message.get("from")), message.get("value")
+        if role != expected:
+            if role != "system" or plain:
+                return None
+        elif role == "user":
+            expected = "assistant"
+        else:
+            expected = "user"
+            if type(text) is str and text.lstrip().startswith("<think>"):
+                return None
+        if type(text) is not str or not text or not is_utf8(text):
+            return None
+        if (text[0].isspace() or text[-1].isspace()) and normal_content(text) != text:
+            return None
+        plain.append({"role": role, "content": text})
+    return plain or None
 
 
 def _apart(messages: list) -> Iterable[object]:

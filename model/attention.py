@@ -2,12 +2,13 @@
 
 Everything here computes softmax(q kᵀ / √D) v over the tokens that may be looked at:
 
-    torch's scaled_dot_product_attention   whatever is not listed below; on CUDA with its backends
-                                           in order of speed
+    torch's scaled_dot_product_attention   whatever is not listed below; on CUDA with those of its
+                                           kernels that are right for the card (`cuda_backends`)
     flash_attn_varlen_func                 packed rows on CUDA in half precision, where flash-attn
                                            is installed: every document is a sequence of its own
     flex_attention                         packed rows, compiled for CUDA, without that package:
-                                           skips the blocks of pairs that share no document
+                                           skips the blocks of pairs that share no document; not
+                                           where its blocks do not fit (`flex_attention_serves`)
     blockwise_attention                    compiled for a CPU: torch's own kernel there takes two
                                            to three times as long, most of it in its backward pass
 
@@ -31,15 +32,8 @@ try:
 except ImportError:  # not installed, or built for another torch
     flash_attn_varlen_func = None
 
-# cuDNN's kernel is about twice as fast as FlashAttention 2 on Hopper; what a backend cannot do (old
-# GPU, head size, mask), the next one does.
-CUDA_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 HALF = (torch.float16, torch.bfloat16)
+FIXED_CUDNN = 91501  # 9.15.1, from which torch itself puts cuDNN's attention first
 # Longer rows are left to torch's kernel, whose memory does not grow with T².
 LONGEST_BLOCKWISE = 2048
 
@@ -71,10 +65,13 @@ def document_starts(document_ids: Tensor) -> Tensor:
     return is_start
 
 
-def packed_rows(document_ids: Tensor, documents_per_row: int | None = None) -> PackedRows:
+def packed_rows(
+    document_ids: Tensor, documents_per_row: int | None = None, blocks: bool = True
+) -> PackedRows:
     """What attention needs to know of document_ids [B, T], made once for all layers.
 
-    documents_per_row: no row has more runs of equal ids. Not None: for flash-attn.
+    documents_per_row: no row has more runs of equal ids. Not None: for flash-attn. blocks: compiled
+    for CUDA, for flex_attention.
     """
     runs = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
     if documents_per_row is not None:
@@ -82,8 +79,8 @@ def packed_rows(document_ids: Tensor, documents_per_row: int | None = None) -> P
     same = runs[:, None, :, None] == runs[:, None, None, :]  # [B, 1, T, T]
     T = runs.shape[1]
     mask = same & torch.ones(T, T, dtype=torch.bool, device=runs.device).tril()
-    on_cuda = torch.compiler.is_compiling() and runs.is_cuda
-    return PackedRows(runs, mask, document_blocks(runs) if on_cuda else None)
+    blocks = blocks and torch.compiler.is_compiling() and runs.is_cuda
+    return PackedRows(runs, mask, document_blocks(runs) if blocks else None)
 
 
 def flash_attn_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -92,6 +89,26 @@ def flash_attn_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -
         return False
     can = dtype in HALF and head_dim <= 256
     return can and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def flex_attention_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether flex_attention's blocks fit the shared memory of this GPU.
+
+    Its kernel keeps 64 queries and, twice (one is read while the other is computed with), 64 keys
+    and values, each filled up to a power of 2. With less memory compiling ends in "No valid triton
+    configs": float32 on a 3090 or 4090 (99 KB), where head_dim is above 64.
+    """
+    if device.type != "cuda":
+        return False
+    row = 2 ** (head_dim - 1).bit_length() * dtype.itemsize
+    return (64 + 2 * (64 + 64)) * row <= shared_memory(torch.cuda.get_device_capability(device))
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes that a block of threads may ask for (CUDA's programming guide, by capability)."""
+    sizes = {(7, 5): 64, (8, 0): 163, (8, 7): 163}
+    large = 227 if capability[0] in (9, 10, 11) else 99  # 8.6, 8.9 and 12.x: cards of the desktop
+    return sizes.get(capability, large) * 1024
 
 
 def document_bounds(runs: Tensor, documents_per_row: int) -> Tensor:
@@ -140,17 +157,54 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
         return one_token_attention(q, k, v, mask)
     if q.shape[2] == 1:  # the query heads of one key head become its rows: six times faster in bf16
         rows = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, A/K, D]
-        return F.scaled_dot_product_attention(rows, k, v, mask).reshape(q.shape)
-    causal = mask is None
-    if q.is_cuda:
-        if v.dtype not in HALF or torch.cuda.get_device_capability(q.device) < (8, 0):
-            # the one kernel left that needs no T × T memory knows no shared key heads
-            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        exact = torch.are_deterministic_algorithms_enabled()  # the others add up in any order
-        backends = [SDPBackend.MATH] if exact else CUDA_BACKENDS
-        with sdpa_kernel(backends, set_priority=True):
-            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        return torch_attention(rows, k, v, mask, causal=False).reshape(q.shape)
+    return torch_attention(q, k, v, mask, causal=mask is None)
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """scaled_dot_product_attention; on CUDA by a kernel that `cuda_backends` allows.
+
+    Their order is torch's own and is never set: `set_priority` in a process's first call would
+    leave all later calls, others' too, with another order than torch's.
+    """
+    shared = k.shape[1] < q.shape[1]  # key heads
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=shared)
+    capability = torch.cuda.get_device_capability(q.device)
+    if shared and (mask is not None or v.dtype not in HALF or capability < (8, 0)):
+        # the one kernel left that needs no T × T memory knows no shared key heads
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        shared = False
+    # batches in training, and all that is compiled, keep their shapes; eager decoding does not
+    fixed_shapes = torch.compiler.is_compiling() or q.requires_grad
+    exact = torch.are_deterministic_algorithms_enabled()
+    with sdpa_kernel(cuda_backends(capability, mask is not None, fixed_shapes, exact)):
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=shared)
+
+
+def cuda_backends(
+    capability: tuple[int, int], masked: bool, fixed_shapes: bool, exact: bool
+) -> list[SDPBackend]:
+    """The kernels that may run on CUDA; of those that can, torch takes the first in its own order.
+
+    capability: of the card, (9, 0) for Hopper. exact: the same bits every time; all but one add up
+    in any order.
+
+    cuDNN's comes before FlashAttention 2 in torch's order where it is the faster one: capability 9
+    and 10. It builds a plan for every new shape, up to a second each; with a mask its gradient may
+    be NaN (torch issue 196678); before 9.15.1 it has memory errors (torch issue 169849).
+    """
+    if exact:
+        return [SDPBackend.MATH]
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    wanted = capability[0] in (9, 10) and fixed_shapes and not masked
+    return [SDPBackend.CUDNN_ATTENTION] * (wanted and cudnn_version() >= FIXED_CUDNN) + backends
+
+
+@torch.compiler.assume_constant_result
+def cudnn_version() -> int:
+    """9.15.1 is 91501; 0 where there is none."""
+    return torch.backends.cudnn.version() or 0
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from model.attention import (
     attention,
     document_starts,
     flash_attn_serves,
+    flex_attention_serves,
     packed_rows,
 )
 from model.config import LMConfig
@@ -232,8 +233,9 @@ class MiniMindLM(nn.Module):
             positions, mask = torch.arange(T, device=input_ids.device)[None], None  # [1, T]
         else:
             positions = document_positions(document_ids)  # [B, T]
-            served = flash_attn_serves(x.device, dtype, self.config.head_dim)
-            mask = packed_rows(document_ids, self.documents_per_row if served else None)
+            kind = x.device, dtype, self.config.head_dim
+            most = self.documents_per_row if flash_attn_serves(*kind) else None
+            mask = packed_rows(document_ids, most, blocks=flex_attention_serves(*kind))
 
         with torch.autocast(x.device.type, enabled=False):  # angles need float32
             angles = positions[..., None].float() * self.inv_freq  # [B|1, T, D/2]

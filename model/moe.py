@@ -7,11 +7,15 @@ Shapes in this file:
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import LMConfig
+
+BLOCK = 16  # rows, as many as a GPU's matrix units take at least
 
 
 class MoEFeedForward(nn.Module):
@@ -43,43 +47,72 @@ class MoEFeedForward(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
 
         # Sort the token copies by expert, so that each expert's tokens are one contiguous slice.
-        slot, source, is_filling, ends = sort_by_expert(experts.flatten(), self.num_experts)
-        copies = x[:, None].expand(-1, self.k, -1).reshape(len(slot), -1)  # [M, C], k of each token
+        M, E = experts.numel(), self.num_experts
+        waits = grouped_mm_waits(x.device, _product_dtype(x))
+        by_blocks = waits and M <= BLOCK * E
+        block = BLOCK if by_blocks else 1 if x.is_cuda else max(1, M // (16 * E))
+        slot, source, is_filling, ends = sort_by_expert(experts.flatten(), E, block)
+        copies = x[:, None].expand(-1, self.k, -1).reshape(M, -1)  # [M, C], k of each token
         rows = Permute.apply(copies, source, slot)  # [R, C]
-        hidden = F.silu(_grouped(rows, self.gate_proj, ends)) * _grouped(rows, self.up_proj, ends)
+        if by_blocks:  # zeros, since in float16 a row might overflow in another's expert
+            rows = rows.masked_fill(is_filling[:, None], 0)
+            owner = block_owners(ends, len(rows))  # [R / BLOCK]
+            product = partial(_by_blocks, owner=owner)
+        else:  # .cpu(): the host waits here, once, and in none of the layer's nine products
+            product = partial(_grouped, ends=ends.cpu() if waits else ends)
+        hidden = F.silu(product(rows, self.gate_proj)) * product(rows, self.up_proj)  # [R, I]
         hidden = hidden.masked_fill(is_filling[:, None], 0)  # and with it all gradients of filling
-        rows = _grouped(hidden, self.down_proj, ends)  # [R, C]
+        rows = product(hidden, self.down_proj)  # [R, C]
         rows = Permute.apply(rows, slot, source).view(*weights.shape, -1)  # [N, k, C]
         y = (rows * weights[..., None].to(rows.dtype)).sum(1)  # [N, C]
         return y.to(x.dtype).view(shape), router_logits
 
 
-def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def grouped_mm_waits(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's grouped product makes the host wait for the GPU, to read where slices end.
+
+    It does on CUDA, but for bfloat16 on capability 9 and 10 (`_grouped_mm_cuda` in torch's source).
+    Then a layer reads them once, or, with few tokens as in decoding, takes products of blocks,
+    which read nothing and may be part of a CUDA graph.
+    """
+    if device.type != "cuda":
+        return False
+    return dtype != torch.bfloat16 or torch.cuda.get_device_capability(device)[0] not in (9, 10)
+
+
+def sort_by_expert(
+    experts: Tensor, num_experts: int, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where each of M token copies goes, from the number of its expert: int64 [M].
 
+    block       slices are filled up to multiples of so many rows. On a CPU, of a sixteenth of their
+                mean length: for every new length oneDNN would compile a kernel, in each layer of
+                each step (3% more rows, and the step takes 0.8 of the time)
     slot        int64 [M], the row of each copy among R rows sorted by expert
     source      int64 [R], the copy that lies in each row; 0 in rows that only fill up
     is_filling  bool [R]
     ends        int32 [E], where each expert's slice ends
 
-    On a CPU slices are filled up to multiples of a sixteenth of their mean length: for every new
-    length oneDNN would compile a kernel, in each layer of each step (3% more rows, and the step
-    takes 0.8 of the time). R does not depend on the tokens.
+    R is a multiple of block and does not depend on the tokens.
     """
     M, E = len(experts), num_experts
-    block = 1 if experts.is_cuda else max(1, M // (16 * E))
-    counts = F.one_hot(experts, E).sum(0)  # [E]
+    counts = one_hot(experts, E).sum(0)  # [E]
     lengths = (counts + block - 1) // block * block
     ends = lengths.cumsum(0)
     order = experts.argsort(stable=True)  # [M]
     shift = (ends - lengths) - (counts.cumsum(0) - counts)  # [E], how far each slice moves
     index = torch.arange(M, device=experts.device)
     rows = index + shift[experts[order]]  # [M], of the copies in their new order
-    R = M + E * (block - 1)
+    R = (M + min(M, E) * (block - 1)) // block * block  # min: with few copies, few slices hold any
     slot = torch.empty_like(index).scatter(0, order, rows)
     source = torch.zeros(R, dtype=torch.int64, device=experts.device).scatter(0, rows, order)
     is_filling = torch.ones(R, dtype=torch.bool, device=experts.device).scatter(0, rows, False)
     return slot, source, is_filling, ends.to(torch.int32)
+
+
+def one_hot(index: Tensor, count: int) -> Tensor:
+    """bool [..., count], True at each index. On a CPU torch's own reads the largest index first."""
+    return index[..., None] == torch.arange(count, device=index.device)
 
 
 class Permute(torch.autograd.Function):
@@ -101,15 +134,36 @@ class Permute(torch.autograd.Function):
         return gradient[back], None, None
 
 
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of autocast, where it is on: grouped_mm is not on its lists."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x [M, in] @ weight[e].T for the expert e that owns each slice of rows: → [M, out].
 
-    weight [E, out, in]; ends int32 [E] are the slices' ends.
+    weight [E, out, in]; ends int32 [E] are the slices' ends, on x's device or the CPU.
     """
-    if torch.is_autocast_enabled(x.device.type):  # grouped_mm is not on autocast's lists
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-    return GroupedLinear.apply(x, weight, ends)
+    dtype = _product_dtype(x)
+    return GroupedLinear.apply(x.to(dtype), weight.to(dtype), ends)
+
+
+def _by_blocks(x: Tensor, weight: Tensor, owner: Tensor) -> Tensor:
+    """The same as one batched product of blocks: x [R, in] → [R, out]; owner as below.
+
+    Each block gets a copy of its expert's weights: where experts have many rows, grouped products
+    are several times as fast.
+    """
+    dtype = _product_dtype(x)
+    blocks = x.to(dtype).view(len(owner), BLOCK, -1)
+    return torch.bmm(blocks, weight[owner].to(dtype).transpose(1, 2)).flatten(0, 1)
+
+
+def block_owners(ends: Tensor, rows: int) -> Tensor:
+    """int64 [rows / BLOCK], the expert whose slice holds each block; any where none does."""
+    starts = torch.arange(0, rows, BLOCK, dtype=ends.dtype, device=ends.device)
+    return torch.searchsorted(ends, starts, right=True).clamp(max=len(ends) - 1)
 
 
 class GroupedLinear(torch.autograd.Function):
@@ -138,9 +192,25 @@ class GroupedLinear(torch.autograd.Function):
 
 def _product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     """a [M, p] with b [E, p, q] → [M, q]; a [p, M] with b [M, q], cut at the ends → [E, p, q]."""
+    if a.is_cuda and not ends.is_cuda:
+        return _product_by_product(a, b, ends)
     if a.dtype == torch.bfloat16:
         return F.grouped_mm(a, b, offs=ends)
     return _product_in_other_dtypes(a, b, ends)
+
+
+@torch.library.custom_op("minimind::product_by_product", mutates_args=())
+def _product_by_product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """Where the ends are known to the host: a product for each expert, as torch's fallback does."""
+    y = _product_shape(a, b, ends)
+    start = 0
+    for e, end in enumerate(ends.tolist()):
+        if b.ndim == 3:
+            torch.mm(a[start:end], b[e], out=y[start:end])
+        else:
+            torch.mm(a[:, start:end], b[start:end], out=y[e])
+        start = end
+    return y
 
 
 @torch.library.custom_op("minimind::grouped_mm", mutates_args=())
@@ -150,7 +220,8 @@ def _product_in_other_dtypes(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
 
 
 @_product_in_other_dtypes.register_fake
-def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+@_product_by_product.register_fake
+def _product_shape(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     experts = () if b.ndim == 3 else (len(ends),)
     return a.new_empty(*experts, a.shape[0], b.shape[-1])
 
@@ -162,7 +233,7 @@ def expert_load(router_logits: Tensor, k: int) -> Tensor:
     router_logits [L, N, E]. 1 / E everywhere is perfect balance.
     """
     chosen = router_logits.topk(k, dim=-1).indices.flatten(1)  # [L, N·k]
-    return F.one_hot(chosen, router_logits.shape[-1]).float().mean(1)
+    return one_hot(chosen, router_logits.shape[-1]).float().mean(1)
 
 
 def load_balancing_loss(router_logits: Tensor, k: int, token_mask: Tensor | None = None) -> Tensor:
@@ -174,7 +245,7 @@ def load_balancing_loss(router_logits: Tensor, k: int, token_mask: Tensor | None
     """
     L, N, E = router_logits.shape
     probs = router_logits.softmax(-1, dtype=torch.float32)  # [L, N, E]
-    chosen = F.one_hot(probs.topk(k, dim=-1).indices, E).sum(2).float()  # [L, N, E]
+    chosen = one_hot(probs.topk(k, dim=-1).indices, E).sum(2).float()  # [L, N, E]
     weight = torch.ones(N, device=probs.device) if token_mask is None else token_mask.flatten()
     weight = weight.to(torch.float32)[None, :, None]  # [1, N, 1]
     total = (L * weight.sum()).clamp(min=1)

@@ -1,10 +1,10 @@
-"""Look at conversations or preference pairs as the model will see them.
+"""Look at conversations, pairs or judged answers as the model will see them.
 
     python scripts/show_data.py                                     # the demo corpus
     python scripts/show_data.py --data_path chats.jsonl --max_seq_len 768 --line 40
     python scripts/show_data.py --data_path pairs.jsonl --num 10 --color always | less -R
 
-What is trained on is green (between ⟦ and ⟧ without colour), a rejected answer red, control tokens
+What is trained on is green (between ⟦ and ⟧ without colour), a bad answer red, control tokens
 dim. Then, per file: lengths, what does not fit a row, how well rows are filled, and what is wrong
 with it, by file and line.
 """
@@ -22,6 +22,7 @@ from dataset.chat_turns import MAY_END, TRAINED
 from dataset.demo import write_demo
 from dataset.dpo import DPODataset
 from dataset.encoded import Encoded, NoRecords
+from dataset.kto import KTODataset
 from dataset.record_cache import encoded_records, with_template
 from dataset.records import Problems
 from dataset.sft import SFTDataset
@@ -38,7 +39,7 @@ def parse_args():
     add = parser.add_argument
     add("--data_path", nargs="+", default=None, help="files to look at; None: the demo corpus")
     add("--tokenizer", type=Path, default=cli.TOKENIZER, help="tokenizer or model folder")
-    text = "tokens per row; None: the training scripts' own, 1024, and 4096 for pairs"
+    text = "tokens per row; None: training's own: 1024; 4096 for pairs and judged answers"
     add("--max_seq_len", type=cli.at_least(1), default=None, help=text)
     add("--num", type=cli.at_least(0), default=3, help="how many to print of each file")
     add("--line", type=cli.at_least(1), default=1, help="line of the first one to print")
@@ -162,6 +163,31 @@ def show_pairs(encoded: Encoded, tokenizer: Tokenizer, args, color: bool) -> Ite
     yield dataset.summary().split(";")[0]
 
 
+def show_judged(encoded: Encoded, tokenizer: Tokenizer, args, color: bool) -> Iterator[str]:
+    """Print some judged answers of a file and yield its figures."""
+    labels = encoded.labels()
+    for record in chosen_records(encoded, args):
+        ids, mask = encoded.sequence(record)
+        mask = mask & TRAINED
+        start, word = int(mask.argmax()), "desirable" if labels[record] else "undesirable"
+        facts = f"prompt {start}, answer {mask.sum()} tokens"
+        print(heading(encoded.source(record), facts, color))
+        print(token_text(tokenizer, ids[:start], mask[:start], color))
+        style = GREEN if labels[record] else RED
+        text = token_text(tokenizer, ids[start:], mask[start:], color, style)
+        print(f"{painted(word + ':', BOLD, color)} {text}")
+    yield f"{labels.sum():,} desirable answers, {(~labels).sum():,} undesirable"
+    yield lengths_line(encoded.lengths())
+    yield encoded.oddities()
+    try:
+        dataset = KTODataset(encoded, args.max_seq_len)
+    except ValueError as error:  # too long, or no two prompts
+        yield str(error)
+        return
+    yield f"at --max_seq_len {args.max_seq_len}: {dataset.facts['num_too_long']:,} left out"
+    yield dataset.summary().split(";")[0]
+
+
 def main():
     args = parse_args()
     asked = args.max_seq_len
@@ -171,10 +197,10 @@ def main():
     color = args.color == "always" or (args.color == "auto" and sys.stdout.isatty())
     demo = write_demo("out/demo_data") if args.data_path is None else {}
     for path in args.data_path or [demo["sft.jsonl"], demo["dpo.jsonl"]]:
-        of_pairs = kind_of_file(path) == "pairs"
-        kind, show, usual = (
-            ("pairs", show_pairs, 4096) if of_pairs else ("conversations", show_conversations, 1024)
-        )
+        kind, show, usual = {
+            "pairs": ("pairs", show_pairs, 4096),
+            "judged": ("judged", show_judged, 4096),
+        }.get(kind_of_file(path), ("conversations", show_conversations, 1024))
         args.max_seq_len = asked or usual
         encoded, problems = encoded_file(kind, path, tokenizer, args.cache_dir)
         figures = list(show(encoded, tokenizer, args, color)) if encoded.num_records else []

@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.bench_lookup import guess, steps_taken
 from benchmarks.bench_scripts import as_dict, ratios, step_seconds
 from benchmarks.bench_time_to_loss import tokens_to
 from benchmarks.own_process import ROOT, measure, row
-from benchmarks.where_time_goes import OTHER, kind_of
+from benchmarks.where_time_goes import OTHER, kind_of, shares_of
 from tests.small_runs import TINY
 
 
@@ -87,20 +91,22 @@ def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
     """Its figures, and those of the process: memory that it touched, a child's CPU seconds."""
     script = tmp_path / "step.py"
     script.write_text(
-        f"import subprocess, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"import subprocess, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from benchmarks.own_process import print_figures\n"
         "def step():\n"
         "    busy = 'import time\\nwhile time.process_time() < 0.3: pass'\n"
         "    subprocess.run([sys.executable, '-c', busy], check=True)\n"
         "    print('not a figure')\n"
-        "    return {'tokens': 7, 'given': sys.argv[1:], 'kept': len(bytes(50 << 20) * 2)}\n"
+        "    kept = b'x' * (150 << 20)\n"
+        "    time.sleep(0.2)\n"
+        "    return {'tokens': 7, 'given': sys.argv[1:]}\n"
         "print_figures(step)\n"
     )
     figures = measure(str(script), {"a": 1, "b": True})
     assert figures["given"] == ["--a", "1", "--b"]
     assert figures["cpu_seconds"] >= 0.3 and figures["seconds"] > 0
     if sys.platform == "linux":
-        assert figures["own_bytes"] < 100 << 20 < figures["peak_bytes"]
+        assert 150 << 20 < figures["own_bytes"] < figures["peak_bytes"] < 250 << 20
     line = row("a step", {"tokens": 10, "seconds": 2.0, "cpu_seconds": 5.0, "note": "noted"})
     assert line.split()[:6] == ["a", "step", "2.00", "5.00", "5", "2"] and "noted" in line
 
@@ -118,3 +124,43 @@ def test_a_checkout_is_compared_with_itself():
         assert len(figures["old"]) == len(figures["new"]) == 2 and len(figures["ratios"]) == 1
         assert all(seconds > 0 for seconds in figures["old"] + figures["new"])
         assert figures["fastest_ratio"] > 0
+
+
+def event(name: str, start: float, end: float, on_gpu: bool, annotation: bool = False):
+    """What torch.profiler gives of a kernel or an annotation; microseconds."""
+    time = 0 if on_gpu else end - start
+    return SimpleNamespace(
+        name=name, device_type=DeviceType.CUDA if on_gpu else DeviceType.CPU,
+        is_user_annotation=annotation, self_device_time_total=end - start if on_gpu else 0,
+        self_cpu_time_total=time, time_range=SimpleNamespace(start=start, end=end),
+    )  # fmt: skip
+
+
+def test_an_annotation_on_a_gpu_is_not_counted_beside_its_kernels():
+    """30 µs of products, 10 of a loop, annotated as a whole, in 80: half of the time none runs."""
+    events = [
+        event("ampere_bf16_s16816gemm", 0, 30, True), event("triton_poi_fused_add", 50, 60, True),
+        event("Optimizer.step#AdamW.step", 0, 60, True, annotation=True),
+        event("aten::mm", 0, 20, False), event("Optimizer.step#AdamW.step", 0, 80, False, True),
+    ]  # fmt: skip
+    shares = shares_of(events, cuda=True, steps=2)
+    assert shares["matrix products"] == pytest.approx(0.75)
+    assert shares["compiled loops"] == pytest.approx(0.25)
+    assert shares[OTHER] == 0 and shares["idle"] == pytest.approx(0.5)
+    assert shares["seconds"] == pytest.approx(40e-6)
+
+
+def test_on_a_cpu_an_annotation_counts_for_what_is_in_no_kernel():
+    """The profiler's own events: all own times add up to the annotation around everything."""
+    a = torch.randn(300, 300)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("the step"):
+        for _ in range(20):
+            a @ a
+    events = profiler.events()
+    around = max(e.cpu_time_total for e in events if e.name == "the step")
+    total = sum(e.self_cpu_time_total for e in events)
+    assert total == pytest.approx(around, rel=0.05)
+    shares = shares_of(events, cuda=False, steps=1)
+    assert shares["matrix products"] > 0.5 and sum(shares.values()) - shares["seconds"] == (
+        pytest.approx(1)
+    )

@@ -394,7 +394,7 @@ def test_plain_messages_are_checked_as_any_other(more, question, answer):
     for short in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             if not short:
-                patch.setattr("dataset.messages._plain", lambda message: None)
+                patch.setattr("dataset.messages.plain_messages", lambda messages: None)
             remarks = Remarks()
             try:
                 checked = check_messages(talk, remarks)

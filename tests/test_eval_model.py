@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import eval_model
 from dataset.chat import encode_conversation, training_sequences
 from dataset.chat_turns import TRAINED
 from dataset.tokenizer import load_tokenizer
+from model.decoding_layers import Int8Linear
 from model.generation import generate
 from model.hf_format import load_model
 from model.model import MiniMindLM
@@ -259,6 +261,23 @@ def test_a_chat_computes_each_token_once(monkeypatch, capsys, chat_folder):
         stdin="Hello\nAnd again, please\nAnd again, please\n/reset\nHello\n",
     )  # fmt: skip
     assert len(held) == 5
+
+
+def test_help_says_what_eight_bits_are_for(monkeypatch, capsys):
+    """Speed on CPUs; on CUDA the linear layers' memory alone, which --help tells."""
+    monkeypatch.setattr("sys.argv", ["eval_model.py", "--help"])
+    with pytest.raises(SystemExit):
+        eval_model.parse_args()
+    text = " ".join(capsys.readouterr().out.split())
+    assert "on CUDA for their memory, not for speed" in text and "(not measured)" in text
+
+
+def test_eight_bits_take_a_quarter_of_the_memory_of_float32():
+    """Of the linear layers: a byte a weight, and a scale for each row."""
+    linear = nn.Linear(64, 32, bias=False)
+    bits = Int8Linear(linear.weight)
+    sizes = [b.numel() * b.element_size() for b in bits.buffers()]
+    assert sum(sizes) == 64 * 32 + 4 * 32 and not list(bits.parameters())
 
 
 def test_eight_bits_cost_little(monkeypatch, capsys, base_folder, tmp_path):

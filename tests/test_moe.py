@@ -27,7 +27,7 @@ import train_lora
 import train_pretrain
 from model.config import LMConfig
 from model.hf_format import load_model
-from model.moe import MoEFeedForward, load_balancing_loss, sort_by_expert
+from model.moe import BLOCK, MoEFeedForward, block_owners, load_balancing_loss, sort_by_expert
 from training.losses import masked_cross_entropy
 
 # seed, experts per token, renormalised
@@ -283,15 +283,17 @@ def test_grouped_experts_equal_a_loop_over_tokens(tokens, dtype):
     assert largest_difference(y[0].float(), expected) <= tolerance
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("copies", [1, 63, 64, 1000, 4096])
-def test_slices_of_experts_hold_their_copies_and_have_few_lengths(copies):
+def test_slices_of_experts_hold_their_copies_and_have_few_lengths(copies, in_blocks):
     """Every copy has a row of its own in its expert's slice, in the old order; rest is filling."""
     experts = torch.randint(3, (copies,), generator=torch.Generator().manual_seed(copies))
     experts[experts == 1] = 3  # nobody goes to expert 1
-    slot, source, is_filling, ends = sort_by_expert(experts, 4)
+    block = BLOCK if in_blocks else max(1, copies // 64)
+    slot, source, is_filling, ends = sort_by_expert(experts, 4, block)
     starts = [0, *ends.tolist()]
     rows = len(source)
-    assert rows <= copies * 17 / 16 and starts[-1] <= rows
+    assert starts[-1] <= rows <= (copies + 4 * BLOCK if in_blocks else copies * 17 / 16)
     owner = [next((e for e in range(4) if starts[e] <= row < starts[e + 1]), None) for row in slot]
     assert owner == experts.tolist()
     assert slot.unique().numel() == copies and (source[slot] == torch.arange(copies)).all()
@@ -299,7 +301,20 @@ def test_slices_of_experts_hold_their_copies_and_have_few_lengths(copies):
     for e in range(4):
         assert (slot[experts == e].diff() > 0).all()
     lengths = torch.tensor(starts).diff()
-    assert (lengths % max(1, copies // 64) == 0).all()
+    assert (lengths % block == 0).all() and rows % block == 0
+    if in_blocks:
+        owners = block_owners(ends, rows).tolist()
+        assert len(owners) == rows // BLOCK
+        for number, e in enumerate(owners):
+            first = number * BLOCK
+            assert first >= starts[-1] or starts[e] <= first < first + BLOCK <= starts[e + 1]
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(1, 2), (7, 8), (64, 15)])
+def test_few_copies_take_few_blocks(tokens, blocks):
+    """Two of eight experts: one token reads the weights of two, not of all."""
+    _, source, _, ends = sort_by_expert(torch.arange(2 * tokens) % 8, 8, BLOCK)
+    assert len(source) == blocks * BLOCK and ends[-1] <= len(source)
 
 
 def test_packed_documents_are_separate_documents():

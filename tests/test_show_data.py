@@ -101,3 +101,13 @@ def test_line_and_num_choose_what_is_printed(show):
     """--line 2 --num 1 prints the record of line 2 alone; the figures are of the whole file."""
     out, _ = show([{"conversations": TURNS}] * 3, "--line", 2, "--num", 1)
     assert re.findall(r"── .*?:(\d+) ·", out) == ["2"] and "3 conversations" in out
+
+
+def test_judged_answers_are_shown_with_their_labels(show):
+    """The answer alone is marked, behind its label; both kinds are counted."""
+    out, path = show(
+        [{"prompt": f"q{i}", "completion": f"Answer {i}.", "label": i % 3 > 0} for i in range(6)]
+    )
+    assert "undesirable: ⟦Answer 0.<|im_end|>⟧" in out and "\ndesirable: ⟦Answer 1." in out
+    assert "4 desirable answers, 2 undesirable" in out and f"── {path}:1 " in out
+    assert "0 left out" in out and "4 desirable and 2 undesirable answers in 1 rows" in out

@@ -67,6 +67,20 @@ def test_the_rate_is_a_rate():
     assert 0.3 * by_hand < rate < 1e14
 
 
+def test_the_peak_on_a_gpu_is_that_of_training(tmp_path, monkeypatch):
+    """What was tried and measured before the log is opened does not count."""
+    peak = {"bytes": 50e9}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: peak["bytes"])
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda _device: peak.update(bytes=1e9)
+    )
+    ranks = Ranks(0, 0, 1, torch.device("cuda"))
+    log = RunLog(tmp_path, 10, RunState(), True, None, 0.0, ranks, torch.float32)
+    peak["bytes"] = max(peak["bytes"], 2e9)
+    log.metrics(1, speed="tokens")
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["memory_gb"] == 2
+
+
 def test_the_speed_line(tmp_path, capsys):
     """Every field is written, adds up, and starts again after a pause."""
     state = RunState()

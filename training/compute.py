@@ -63,7 +63,7 @@ def check_cuda_graphs(args: argparse.Namespace, ranks: Ranks, config: LMConfig):
     """ValueError if --cuda_graphs contradicts another flag.
 
     Gradients of one micro-batch would lie where the next one's graph writes its own, collectives
-    are not part of a graph, and some kernels for grouped products read the groups' sizes first.
+    are not part of a graph, and experts in one have not been tried.
     """
     if not args.cuda_graphs:
         return

@@ -48,6 +48,8 @@ def init_distributed(device: str = "auto", deterministic: bool = False) -> Ranks
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        # for all threads and processes that compile; the next line says it to this thread alone
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
         torch.use_deterministic_algorithms(True, warn_only=True)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -192,6 +194,19 @@ def shard(model: nn.Module, ranks: Ranks, args) -> nn.Module:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.make_buffers(ranks.device)
     return model
+
+
+def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """The module with its gradients averaged over the ranks; itself where there is one process.
+
+    Buffers stay each rank's own: they are the same everywhere, or, as the experts' loads, what this
+    rank's rows have come to. Gradients lie where they are sent from, not once more beside it.
+    """
+    if not ranks.is_distributed:
+        return module
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False  # torch 2.13 calls the argument forward_sync_buffers
+    return wrapped
 
 
 @contextmanager

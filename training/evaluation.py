@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dataset.chat import encode_conversation, said_aloud, stop_ids
 from dataset.conversations import BadConversation, to_conversation
@@ -17,6 +17,7 @@ from dataset.records import Problems
 from dataset.sft import SFTDataset
 from model.generation import generate, greedy_answers
 from training.distributed import Ranks, sum_over_ranks
+from training.loading import make_loader, on_device
 from training.losses import token_cross_entropy
 
 
@@ -41,11 +42,11 @@ def held_out_loss(
     bytes_of = torch.from_numpy(token_bytes.astype(np.float64)).to(ranks.device)
     # nats, targets and bytes: float64, since a float32 sum of millions loses whole tokens
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    batches = shared_batches(len(dataset), batch_size, ranks)
-    for batch in progress(DataLoader(dataset, batch_sampler=batches)):
+    rows = shared_batches(len(dataset), batch_size, ranks)
+    batches = on_device(progress(make_loader(dataset, rows, ranks.device)), ranks.device)
+    for X, Y, loss_mask, *document_ids in batches:
         if stop is not None and stop.agree():
             break
-        X, Y, loss_mask, *document_ids = (t.to(ranks.device) for t in batch)
         with autocast:
             logits, _ = model(X, *document_ids)
         nats = token_cross_entropy(logits, Y).flatten()

@@ -7,7 +7,9 @@ the process without a word: there the need of a few rows is measured and the res
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ import torch.distributed as dist
 from model.attention import LONGEST_BLOCKWISE
 from training.checkpoint import trained
 from training.compute import compiler
-from training.distributed import Ranks
+from training.distributed import Ranks, data_parallel, gradient_sync
 from training.losses import masked_cross_entropy
 
 USABLE = 0.9  # share of the free memory that a projection may fill: it is an estimate
@@ -41,23 +43,18 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
     rows = args.batch_size * args.accumulation_steps
     largest = rows if args.auto_batch else args.batch_size
     sizes = [n for n in range(largest, 0, -1) if rows % n == 0]
-    on_cpu = ranks.device.type == "cpu"
-    if not on_cpu and ranks.device.type != "cuda":
-        return  # MPS: it does not say that it is out of memory
-    fits = _projection(model, args, autocast, packed) if on_cpu else None
-    for size in sizes:
-        ok = fits(size) if on_cpu else _trial(model, size, args, ranks, autocast, packed)
-        if _all_agree(ok, ranks):
-            break
+    if ranks.device.type == "cpu":
+        fits = _projection(model, args, autocast, packed)
+        size = _least(next(filter(fits, sizes), 0), ranks)
+    elif ranks.device.type == "cuda":
+        size = largest_by_trial(model, sizes, args, ranks, autocast, packed)
     else:
+        return  # MPS: it does not say that it is out of memory
+    if size == 0:
         raise ValueError(
             f"--max_seq_len {args.max_seq_len}: not even one row of so many tokens fits the memory "
             "of this device with the optimizer's state; lower it, or take a smaller model"
         )
-    if not on_cpu and ranks.is_distributed:
-        # what was compiled outside DistributedDataParallel would not overlap its sums with the
-        # backward pass
-        torch.compiler.reset()
     if size < args.batch_size and not args.auto_batch:
         without = " (without --cuda_graphs)" if args.cuda_graphs else ""
         raise ValueError(
@@ -70,18 +67,20 @@ def fit_memory(model, args, ranks: Ranks, autocast, packed: bool = False):
         print(f"--auto_batch: --batch_size {size} --accumulation_steps {rows // size}", flush=True)
 
 
-def _all_agree(ok: bool, ranks: Ranks) -> bool:
+def _least(number: int, ranks: Ranks) -> int:
+    """The smallest of all ranks' numbers, on every rank."""
     if not ranks.is_distributed:
-        return ok
-    answer = torch.tensor(float(ok), device=ranks.device)
-    dist.all_reduce(answer, dist.ReduceOp.MIN)
-    return bool(answer)
+        return number
+    smallest = torch.tensor(number, device=ranks.device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest)
 
 
 def _one_pass(model, rows: int, args, device, autocast, packed: bool):
     """Forward, loss, backward of a micro-batch [rows, T]; the gradients are dropped."""
     ids = torch.zeros(rows, args.max_seq_len, dtype=torch.int64, device=device)
-    documents = (ids,) if packed else ()
+    # a tensor of its own: the compiler notes which of its inputs are one and the same
+    documents = (torch.zeros_like(ids),) if packed else ()
     with autocast:
         logits, aux_loss = model(ids, *documents)
         loss = masked_cross_entropy(logits, ids, torch.ones_like(ids, dtype=torch.float32))
@@ -94,22 +93,78 @@ def _trained_bytes(model) -> int:
     return sum(p.numel() * p.element_size() for _, p in trained(model))
 
 
-def _trial(model, rows: int, args, ranks: Ranks, autocast, packed: bool) -> bool:
-    """Whether a GPU has the memory: by trying, the optimizer's two moments set aside."""
-    try:
-        # two moments, and the buckets in which DistributedDataParallel sends the gradients
-        count = _trained_bytes(model) * (3 if ranks.is_distributed else 2)
-        aside = torch.empty(count, dtype=torch.uint8, device=ranks.device)
-        compiled = compiler(args.compile, ranks.device, 0, args.cuda_graphs)(model)
-        _one_pass(compiled, rows, args, ranks.device, autocast, packed)
-    except torch.OutOfMemoryError:
-        torch.compiler.reset()  # a model is compiled for eight shapes at most
-        return False
-    finally:
+def largest_by_trial(model, sizes: list[int], args, ranks: Ranks, autocast, packed: bool) -> int:
+    """The largest of `sizes` (falling) that every rank's GPU has the memory for; 0 if none.
+
+    What is tried is what training calls, so that training finds it compiled: a minute for every
+    size. So --auto_batch begins with the size that uncompiled passes, which take more memory but
+    no time, say fits; what this one takes, compiled, says whether to compile a larger one.
+    """
+    device, moments = ranks.device, 2 * _trained_bytes(model)  # of the optimizer
+    compiled = compiler(args.compile, device, 0, args.cuda_graphs)(model)
+    wrapped = data_parallel(compiled, ranks)
+
+    def one_pass(rows: int, called=wrapped):
+        with gradient_sync(wrapped, at_boundary=False):  # a rank that fails leaves none waiting
+            _one_pass(called, rows, args, device, autocast, packed)
+
+    def fits(rows: int) -> bool:
+        try:
+            aside = torch.empty(moments, dtype=torch.uint8, device=device)
+            one_pass(rows)
+            ok = 1
+        except torch.OutOfMemoryError:
+            ok = 0
         aside = None  # noqa: F841 (free it before the cache is emptied)
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    return True
+        return _least(ok, ranks) == 1
+
+    def projected(need) -> int:
+        """The largest size whose need(rows) fits; the smallest if none does."""
+        free = USABLE * free_gpu_bytes(device) - moments
+        return _least(next((n for n in sizes if need(n) <= free), sizes[-1]), ranks)
+
+    if args.compile is False:
+        return next(filter(fits, sizes), 0)
+    if not args.auto_batch:
+        if fits(sizes[0]):
+            return sizes[0]
+        sizes = sizes[1:]  # one that can be recommended
+    size = projected(_uncompiled_need(partial(one_pass, called=model), device)) if sizes else 0
+    while size and not fits(size):
+        torch.compiler.reset()  # a model is compiled for eight shapes at most
+        sizes = [n for n in sizes if n < size]
+        size = max(sizes, default=0)
+    if size:
+        need = gpu_peak_bytes(partial(one_pass, size), device) / size
+        larger = projected(lambda rows: rows * need)
+        if larger > size and fits(larger):
+            return larger
+    return size
+
+
+def _uncompiled_need(one_pass, device):
+    """A function rows -> bytes of a pass, from passes of one and two rows."""
+    try:
+        one, two = (gpu_peak_bytes(partial(one_pass, rows), device) for rows in (1, 2))
+    except torch.OutOfMemoryError:
+        return lambda rows: math.inf
+    return lambda rows: one + (rows - 1) * (two - one)
+
+
+def gpu_peak_bytes(function, device) -> int:
+    """The most memory that tensors took while `function` ran, beside those there were before."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def free_gpu_bytes(device) -> int:
+    """Memory that tensors may still take on a GPU."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _projection(model, args, autocast, packed: bool):

@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dataset.dpo import DPODataset
 from training.distributed import Ranks, sum_over_ranks
 from training.evaluation import shared_batches
+from training.loading import make_loader, on_device
 from training.losses import document_log_probs
 
 
@@ -29,18 +29,17 @@ def pair_log_probs(
     """
     was_training = model.training
     model.eval()
-    result = torch.zeros(dataset.total, 2, device=ranks.device)
-    for batch in DataLoader(dataset, batch_sampler=shared_batches(len(dataset), batch_size, ranks)):
+    result = torch.zeros(dataset.total + 1, 2, device=ranks.device)  # the last: of no pair, -1
+    loader = make_loader(dataset, shared_batches(len(dataset), batch_size, ranks), ranks.device)
+    for X, Y, loss_mask, document_ids, pairs in on_device(loader, ranks.device):
         if stop is not None and stop.agree():
             break
-        X, Y, loss_mask, document_ids, pairs = (t.to(ranks.device) for t in batch)
         with autocast:
             logits, _ = model(X, document_ids)
         sums = document_log_probs(logits, Y, loss_mask, document_ids, 2 * dataset.pairs_per_row)
-        sums = sums.view(*pairs.shape, 2)
-        result[pairs[pairs >= 0]] = sums[pairs >= 0]
+        result[pairs] = sums.view(*pairs.shape, 2)
     model.train(was_training)
-    return sum_over_ranks(result)
+    return sum_over_ranks(result[:-1])
 
 
 def reference_log_probs(run, model, dataset: DPODataset) -> Tensor:

@@ -15,26 +15,27 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from dataset.sampler import UpdateSampler
 from training import checkpoint, compute
 from training.distributed import (
     building_device,
+    data_parallel,
     gradient_sync,
     init_distributed,
     seed_dropout,
     shard,
     sum_over_ranks,
 )
+from training.loading import make_loader, on_device
 from training.loss_watch import LossWatch
 from training.memory import fit_memory
 from training.optimizers import skip_unless_finite
 from training.run_log import RunLog
 from training.speed import flops_per_token
 from training.start import first_state, open_run
-from training.stopping import Stopping, ignore_signals
+from training.stopping import Stopping
 from training.writer import CheckpointWriter
 
 
@@ -136,10 +137,7 @@ class Run:
             self.ranks.rank, self.ranks.world_size, args.seed,
         )  # fmt: skip
         self.total_steps = args.max_steps or args.epochs * self.sampler.updates_per_epoch
-        return DataLoader(
-            dataset, batch_sampler=self.sampler, num_workers=args.num_workers,
-            pin_memory=self.device.type == "cuda", worker_init_fn=ignore_signals,
-        )  # fmt: skip
+        return make_loader(dataset, self.sampler, self.device, args.num_workers)
 
     def compile(self, function: Callable) -> Callable:
         """A function or module as --compile asks for it."""
@@ -151,9 +149,8 @@ class Run:
     def parallel(self, model: nn.Module) -> nn.Module:
         """What to call in place of the model in training: compiled, gradients averaged."""
         self.compiled = self.compile(model)
-        self._parallel = self.compiled
-        if self.ranks.is_distributed and not self.args.fsdp:
-            self._parallel = DistributedDataParallel(self.compiled)
+        is_sharded = self.args.fsdp
+        self._parallel = self.compiled if is_sharded else data_parallel(self.compiled, self.ranks)
         return self._parallel
 
     def begin(
@@ -206,14 +203,15 @@ class Run:
         self.watch.settle()  # while the sampler still knows the rows of the epoch before
         self.sampler.set_position(epoch, first_update=state.step % per_epoch)
         self.epoch, self._sums = epoch, 0
-        for number, batch in enumerate(self.log.waiting(loader), start=1):
+        batches = on_device(self.log.waiting(loader), self.device)
+        for number, batch in enumerate(batches, start=1):
             if state.step >= self.total_steps:  # what a resumed run has measured was all
                 return
             micro_step = number % self.args.accumulation_steps
             self.at_boundary = micro_step == 0  # the last micro-batch of an update
             self._update_size = self.sampler.tokens_in_update(state.step % per_epoch)
             seed_dropout(self.args.seed, state.step, micro_step, self.ranks.rank)
-            yield tuple(t.to(self.device, non_blocking=True) for t in batch)
+            yield batch
             if self.stop.agreed or state.step >= self.total_steps:
                 return
 

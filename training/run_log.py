@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from model.moe import grouped_mm_waits
 from training import run_lock
 from training.memory import resident_bytes
 from training.plot import plot_metrics, read_metrics
@@ -52,7 +53,7 @@ class RunLog:
         if not is_main:
             return
         self.device = torch.device("cpu") if ranks is None else ranks.device
-        self.dtype = str(dtype).removeprefix("torch.")
+        self.dtype = dtype
         self.flops = 0.0  # of an update, in seconds at the full rate of all devices
         if update_flops:
             rate = matmul_rate(self.device, dtype) * ranks.world_size
@@ -65,6 +66,8 @@ class RunLog:
             self.bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True)
         self.wandb = _start_wandb(out_dir, args) if args and args.use_wandb else None
         self.total_steps = total_steps
+        if self.device.type == "cuda":  # what was tried and measured before is not training's
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.pause_clock()
 
     def waiting(self, loader: Iterable) -> Iterator:
@@ -90,8 +93,9 @@ class RunLog:
         """Record numbers of `step` and print them as one line.
 
         speed="tokens" (or "pairs"): add tokens_per_s; mfu, the share of the devices' arithmetic
-        rate; memory_gb (10⁹ bytes: the peak on a GPU, the process's present size else); data_wait,
-        the share of the time spent waiting for batches; minutes_left. All since the last such line.
+        rate; data_wait, the share of the time spent waiting for batches; minutes_left. All since
+        the last such line. memory_gb (10⁹ bytes): on a GPU the peak since the log was opened, else
+        the process's present size.
         """
         if not self.is_main:
             return
@@ -167,10 +171,16 @@ class RunLog:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         of_all = model.num_parameters()
         share = f"{trained / 1e6:.2f}M of " if trained < of_all else ""
+        dtype = str(self.dtype).removeprefix("torch.")
         self.say(
             f"{share}{of_all / 1e6:.1f}M parameters, {self.total_steps:,} steps of {update}, on "
-            f"{self.device} in {self.dtype}\ndata: {data}"
+            f"{self.device} in {dtype}\ndata: {data}"
         )
+        if model.config.use_moe and grouped_mm_waits(self.device, self.dtype):
+            self.say(
+                f"experts: in {dtype} torch's grouped product waits for this GPU; here every layer "
+                "does, once a pass (docs/gpus.md)"
+            )
 
     def plot(self):
         """Draw loss.png from metrics.jsonl."""
