@@ -34,6 +34,7 @@ from model.model import MiniMindLM
 from training.terminal import forgive_encodings
 
 GIB = 2**30
+DTYPES = ("fp32", "bf16", "int8")
 
 
 def parse_args():
@@ -48,6 +49,8 @@ def parse_args():
     add("--batch_sizes", type=int, nargs="*", default=[32], help=text)
     text = "lengths to measure the time to the first token for, in tokens"
     add("--prompt_lengths", type=int, nargs="*", default=[16, 64, 512], help=text)
+    text = "precisions of the weights"
+    add("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help=text)
     add("--repeats", type=int, default=5, help="rounds after the warm-up")
     text = "also measure compiled steps (compiling takes up to a minute each the first time)"
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help=text)
@@ -140,6 +143,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         save_model(MiniMindLM(config), folder, eos_token_id=0)
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            if name not in args.dtypes:
+                continue
             model = load_model(folder, args.device, dtype)
             sizes[name] = weight_bytes(model)
             variants[f"ours {name}"] = ours(for_decoding(model))
@@ -147,11 +152,12 @@ def main():
                 variants[f"ours {name} compiled"] = ours(for_decoding(model), compiled=True)
             there = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
             variants[f"transformers {name}"] = theirs(there.eval().to(args.device))
-        int8 = for_decoding(model, int8=True)
-    sizes["int8"] = weight_bytes(int8)
-    variants["ours int8"] = ours(int8)
-    if args.compile:
-        variants["ours int8 compiled"] = ours(int8, compiled=True)
+        if "int8" in args.dtypes:
+            int8 = for_decoding(load_model(folder, args.device, torch.bfloat16), int8=True)
+            sizes["int8"] = weight_bytes(int8)
+            variants["ours int8"] = ours(int8)
+            if args.compile:
+                variants["ours int8 compiled"] = ours(int8, compiled=True)
 
     def prompts(rows: int, length: int) -> list[list[int]]:
         return torch.randint(config.vocab_size, (rows, length)).tolist()
@@ -203,7 +209,7 @@ def main():
 
     def best(side: str) -> float:  # of float32 and bfloat16
         floating = [n for n in names if n.startswith(side) and "int8" not in n]
-        return max(result["batch_1"][n]["tokens_per_s"] for n in floating)
+        return max((result["batch_1"][n]["tokens_per_s"] for n in floating), default=float("nan"))
 
     eager = [name for name in names if "compiled" not in name]
     header = f"| {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|"
@@ -224,7 +230,10 @@ def main():
         kind = " compiled" if args.compile else ""
         result["profiles"] = {}
         print("\nWhat the time goes to:\n")
-        for name, rows in (("ours fp32", 1), ("ours bf16", max(args.batch_sizes, default=1))):
+        many = max(args.batch_sizes, default=1)
+        for name, rows in (("ours fp32", 1), ("ours bf16", many)):
+            if name not in variants:
+                continue
             batch = prompts(rows, args.prompt_tokens)
             run = functools.partial(variants[name + kind], batch, args.new_tokens)
             shares = where_time_goes(run, device, steps=1)

@@ -81,7 +81,7 @@ def parse_args():
     add("--batch_size", type=cli.at_least(1), default=8, help="rows per step")
     add("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of ours, autocast")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--compile", **cli.BOOL, default=True, help="compile our step")
+    add("--compile", **cli.BOOL, default=True, help="compile our step, and transformers'")
     text = "in pretraining, ours keeps only each block's input for the backward pass"
     add("--activation_checkpointing", action="store_true", help=text)
     add("--moe", action="store_true", help="8 experts, top-2, against the dense model")
@@ -89,6 +89,9 @@ def parse_args():
     add("--suite", action="store_true", help="pretraining, experts, and --sft at 768 if given")
     add("--rounds", type=cli.at_least(5), default=5, help="steps measured of each contender")
     add("--only_ours", action="store_true", help="no comparison: our step alone")
+    text = "take one step and no figures: what is compiled is found by the next process"
+    add("--only_compile", action="store_true", help=text)
+    add("--optimizer", choices=["adamw", "muon"], default="adamw", help="of our step")
     text = "our step replayed as CUDA graphs, as --cuda_graphs of the scripts does"
     add("--cuda_graphs", action="store_true", help=text)
     add("--profile", action="store_true", help="also say what our step's time goes to")
@@ -99,7 +102,7 @@ def our_step(model: MiniMindLM, device, dtype: torch.dtype, args) -> Callable:
     """The step of the training scripts."""
     wrap = compute.compiler(args.compile, device, total_steps=1, cuda_graphs=args.cuda_graphs)
     run, masked_loss = wrap(model), wrap(masked_cross_entropy)
-    optimizer = build_optimizer("adamw", model, 1e-4, 0.1, torch.float32)
+    optimizer = build_optimizer(args.optimizer, model, 1e-4, 0.1, dtype)
 
     def step(batch: Batch):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -263,11 +266,12 @@ def pretrain(args, device, dtype) -> tuple[list[Contender], dict]:
     config = LMConfig.preset(args.preset)
     batches, context = random_batches(config, args, device), (args.seq_len + 1) / 2
     kind = f"{args.dtype}, {'compiled' if args.compile else 'eager'}"
+    kind += ", Muon" * (args.optimizer == "muon")
     model = MiniMindLM(config).to(device)
     model.activation_checkpointing = args.activation_checkpointing
     entries = [(f"ours, {kind}", our_step(model, device, dtype, args), model)]
     if not args.only_ours:
-        for compile in (True, False):
+        for compile in (True, False) if args.compile else (False,):
             model = theirs(config, device)
             name = f"transformers, {args.dtype}, {'compiled' if compile else 'eager'}"
             entries.append((name, transformers_step(model, device, dtype, compile), model))
@@ -360,10 +364,15 @@ def main():
     for name, build, settings in runs:
         torch.manual_seed(0)
         contenders, bars = build(settings, device, dtype)
+        if args.only_compile:
+            for contender in contenders:
+                contender.step(contender.batches[0])
+            continue
         results = measure(contenders, device, dtype, args.rounds)
         title = f"{name}: {args.preset}, {settings.batch_size} × {settings.seq_len}"
         ratios = report(title, results, bars)
-        summary[name] = {"results": results, "ratios": ratios}
+        size = {"rows": settings.batch_size, "seq_len": settings.seq_len}
+        summary[name] = size | {"results": results, "ratios": ratios}
         if settings.profile:
             ours = contenders[0]
             shares = where_time_goes(partial(ours.step, ours.batches[0]), device)

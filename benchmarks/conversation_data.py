@@ -134,7 +134,9 @@ def _datasets(kind: str, flags: argparse.Namespace, tokenizer: str) -> tuple:
         say=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     read = data.pairs if kind == "pairs" else data.conversations
-    return read(flags, load_tokenizer(tokenizer), run)
+    tokenizer = load_tokenizer(tokenizer)
+    tokenizer.chat_template = None  # a pretrained model has none: the data chooses
+    return read(flags, tokenizer, run)
 
 
 def _loader(dataset, flags: argparse.Namespace, resumed: bool):

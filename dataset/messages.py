@@ -148,7 +148,8 @@ def plain_messages(messages: object) -> list[dict] | None:
             return None
         role, text = message.get("role"), message.get("content")
         if text is None:
-            role, text = SHAREGPT.get(message.get("from")), message.get("value")
+            name, text = message.get("from"), message.get("value")
+            role = SHAREGPT.get(name) if type(name) is str else None
         if role != expected:
             if role != "system" or plain:
                 return None

@@ -13,7 +13,6 @@ Shapes in this file:
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -145,8 +144,19 @@ class Block(nn.Module):
         self.mlp = MoEFeedForward(config) if config.use_moe else FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos, sin, mask, cache=None) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, C] → x [B, T, C] and, with experts, the router's logits [B·T, E]."""
+    def forward(
+        self, x: Tensor, cos, sin, mask, cache=None, checkpointing: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [B, T, C] → x [B, T, C] and, with experts, the router's logits [B·T, E].
+
+        checkpointing: see MiniMindLM. It happens in here, since under FSDP a block is compiled by
+        itself, and what calls it is not.
+        """
+        if checkpointing:
+            return checkpoint(self._compute, x, cos, sin, mask, use_reentrant=False)
+        return self._compute(x, cos, sin, mask, cache)
+
+    def _compute(self, x: Tensor, cos, sin, mask, cache=None) -> tuple[Tensor, Tensor | None]:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, mask, cache))
         y, router_logits = self.post_attention_layernorm(x), None
         if isinstance(self.mlp, MoEFeedForward):
@@ -244,10 +254,10 @@ class MiniMindLM(nn.Module):
         cos, sin = cos.to(dtype), sin.to(dtype)
 
         router_logits = []
+        checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
+        more = {"checkpointing": True} if checkpointing else {}
         for i, layer in enumerate(self.model.layers):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                layer = partial(checkpoint, layer, use_reentrant=False)
-            x, layer_router_logits = layer(x, cos, sin, mask, cache and cache.layer(i))
+            x, layer_router_logits = layer(x, cos, sin, mask, cache and cache.layer(i), **more)
             router_logits.append(layer_router_logits)
         if cache is not None:
             cache.advance(T)

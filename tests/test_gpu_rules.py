@@ -377,6 +377,7 @@ def test_a_run_with_experts_says_that_it_waits(monkeypatch, tmp_path, capsys):
     config = LMConfig.preset("demo", use_moe=True, num_hidden_layers=1, moe_intermediate_size=32)
     ranks = Ranks(0, 0, 1, torch.device("cuda", 0))
     said = {}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     bfloat16, float16 = torch.bfloat16, torch.float16
     for card, dtype in (("3090", bfloat16), ("H100", bfloat16), ("H100", float16)):
         pretend(monkeypatch, card)

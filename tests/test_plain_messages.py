@@ -68,3 +68,10 @@ def test_most_records_take_the_short_way():
         expected = [{"role": r, "content": "text"} for r in ("system", "user", "assistant")]
         assert messages.plain_messages(talk) == expected
         assert messages.plain_messages(talk[1:]) == expected[1:]
+
+
+def test_what_cannot_be_a_name_is_refused():
+    """A "from" that is a list or an object."""
+    for odd in ([], {}, ["user"], 3):
+        expected, got = outcome({"messages": [{"from": odd, "value": "a"}]})
+        assert expected.startswith("a role of ") and repr(odd) in got

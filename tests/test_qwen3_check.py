@@ -358,9 +358,9 @@ def test_a_field_that_somebody_added_decides(edited, tmp_path):
     for file, old, new in (
         ("config.py", '    use_moe: bool = _f(', '    residual_scale: float = _f(1.0, "an idea")\n'
          '    use_moe: bool = _f('),
-        ("model.py", "self.dropout = nn.Dropout(config.dropout)\n\n    def forward(self, x",
+        ("model.py", "self.dropout = nn.Dropout(config.dropout)\n\n    def forward(\n",
          "self.dropout = nn.Dropout(config.dropout)\n        self.scale = config.residual_scale\n"
-         "\n    def forward(self, x"),
+         "\n    def forward(\n"),
         ("model.py", "return x + self.dropout(y), router", "return x + self.scale * y, router"),
     ):  # fmt: skip
         text = (project / "model" / file).read_text()

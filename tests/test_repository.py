@@ -17,6 +17,7 @@ import train_pretrain
 import train_tokenizer
 from benchmarks import (
     bench_checkpoint,
+    bench_curve,
     bench_data,
     bench_first_tokens,
     bench_generate,
@@ -25,6 +26,7 @@ from benchmarks import (
     bench_scripts,
     bench_time_to_loss,
     bench_train,
+    gpu_tables,
 )
 from scripts import demo_table, export_gguf, merge_lora, show_data, validate_data
 
@@ -43,6 +45,7 @@ PARSERS = {
     "scripts/show_data.py": show_data.parse_args,
     "scripts/validate_data.py": validate_data.parse_args,
     "benchmarks/bench_checkpoint.py": bench_checkpoint.parse_args,
+    "benchmarks/bench_curve.py": bench_curve.parse_args,
     "benchmarks/bench_data.py": bench_data.parse_args,
     "benchmarks/bench_first_tokens.py": bench_first_tokens.parse_args,
     "benchmarks/bench_generate.py": bench_generate.parse_args,
@@ -51,6 +54,7 @@ PARSERS = {
     "benchmarks/bench_scripts.py": bench_scripts.parse_args,
     "benchmarks/bench_time_to_loss.py": bench_time_to_loss.parse_args,
     "benchmarks/bench_train.py": bench_train.parse_args,
+    "benchmarks/gpu_tables.py": gpu_tables.parse_args,
     "train_tokenizer.py": lambda: train_tokenizer.parse_args(None),
 }
 FORBIDDEN = (
