@@ -34,7 +34,7 @@ TOOLS_TAIL = (
 )
 
 TRAINED, MAY_END = 1, 2  # bits of a mask
-TEXTS_TOGETHER = 256  # encoded in one call: more would not stay in the processor's caches
+TEXTS_TOGETHER = 64  # encoded in one call: more would not stay in the processor's caches
 
 # A piece is a text, not empty, or a tuple of tokens: names of control tokens, or ids. No two texts
 # stand side by side inside a turn's part: they would be encoded as one.

@@ -159,7 +159,7 @@ def plain_messages(messages: object) -> list[dict] | None:
             expected = "user"
             if type(text) is str and text.lstrip().startswith("<think>"):
                 return None
-        if type(text) is not str or not text:
+        if type(text) is not str or not text or not is_utf8(text):
             return None
         if (text[0].isspace() or text[-1].isspace()) and normal_content(text) != text:
             return None

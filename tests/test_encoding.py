@@ -17,11 +17,11 @@ from dataset.chat_turns import MAY_END, TRAINED
 from dataset.conversations import Conversation, read_conversations
 from dataset.encoding import CheckJob, ConversationJob, JudgedJob, PairJob, ReasoningFound
 from dataset.judged import read_judged
-from dataset.messages import normal_content
+from dataset.messages import BadConversation, check_messages, normal_content
 from dataset.oddities import text_hash
 from dataset.pairs import read_pairs, to_pair
 from dataset.record_chunks import work_through
-from dataset.records import Problems, Record
+from dataset.records import Problems, Record, Remarks
 from dataset.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -368,3 +368,37 @@ def test_a_check_of_texts(tmp_path):
     ((hashes, controls),) = work_through(path, check, problems)
     assert hashes.tolist() == [text_hash(b"a"), text_hash(b"<think>")] and controls == 1
     assert problems.count == 1 and 'a field "body"' in problems.first[0]
+
+
+ODD = [
+    "a", "", " ", " a", "\na", "a\n", "\u2003a", "a\u2003", "\x1ca", "<b", "<think>t</think>a",
+    "你",
+    " <think>t</think>", "\ud800", "a\r", None, 3, [], [{"type": "text", "text": "b"}],
+]  # fmt: skip
+messages = st.dictionaries(
+    st.sampled_from(["role", "content", "role", "content", "from", "value", "weight", "name"]),
+    st.sampled_from([*ODD, "user", "assistant", "system", "gpt", "tool", 0, 1]),
+).map(lambda extra: {"role": "user", "content": "q"} | extra if len(extra) < 3 else extra)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(messages, max_size=4), st.sampled_from(ODD), st.sampled_from(ODD))
+def test_plain_messages_are_checked_as_any_other(more, question, answer):
+    """The short way through the commonest ones gives what the long one gives, errors included."""
+    talk = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+        *more,
+    ]
+    found = []
+    for short in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not short:
+                patch.setattr("dataset.messages.plain_messages", lambda messages: None)
+            remarks = Remarks()
+            try:
+                checked = check_messages(talk, remarks)
+            except BadConversation as bad:
+                checked = bad.expected, bad.got
+            found.append((checked, remarks))
+    assert found[0] == found[1]
