@@ -27,7 +27,7 @@ from dataset.oddities import count_repeats, described
 from dataset.pairs import SIDES
 from dataset.readers import check_path, read_records
 from dataset.record_chunks import work_through
-from dataset.records import Problems
+from dataset.records import Problems, Record
 from dataset.tokenizer import load_tokenizer
 from training import cli
 
@@ -46,19 +46,20 @@ def parse_args():
     return parser.parse_args()
 
 
-def kind_of_fields(names: list[str]) -> str:
-    """text, chat, pairs or judged, from the names of a record's fields."""
-    if set(SIDES) & set(names):
+def kind_of_record(record: Record) -> str:
+    """text, chat, pairs or judged, by a record's fields. A label of words judges no answer."""
+    names = set(record.names)
+    if set(SIDES) & names:
         return "pairs"
-    if "text" in names and not set(MESSAGES) & set(names):
+    if "text" in names and not set(MESSAGES) & names:
         return "text"
-    return "judged" if LABEL in names else "chat"
+    return "judged" if record.fields.get(LABEL) in (True, False, "true", "false") else "chat"
 
 
 def kind_of_file(path: str) -> str:
     """The kind of a file, from its first record that can be read; text without any."""
     try:
-        return kind_of_fields(next(read_records(path, "skip", wanted=())).names)
+        return kind_of_record(next(read_records(path, "skip", wanted=(LABEL,))))
     except (StopIteration, ValueError):
         return "text"
 

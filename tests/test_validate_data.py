@@ -130,3 +130,14 @@ def test_the_report_is_the_same_from_any_number_of_processes(monkeypatch, capsys
         reports.append(report(monkeypatch, capsys, *flags))
     assert reports[1:] == reports[:1] * 3 and "expected" in reports[0][1]
     assert f"({kind}): " in reports[0][1] and "more fields" in reports[0][1]
+
+
+def test_a_label_that_judges_nothing_is_a_field_like_others(tmp_path, capsys):
+    """A subject in "label" makes no judged answers of conversations; true and false do."""
+    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    for label, kind in (("math", "chat"), (["a"], "chat"), (None, "chat"), (True, "judged"),
+                        ("false", "judged")):  # fmt: skip
+        path = tmp_path / "data.jsonl"
+        path.write_text(json.dumps(chat | {"label": label}) + "\n")
+        assert validate_data.validate(str(path), "auto", 10, ()) == 0
+        assert f"({kind}): 1 good records, 0 bad" in capsys.readouterr().out
