@@ -17,6 +17,7 @@ from dataset.chat_turns import InPieces, from_ids
 from dataset.tokenizer import Tokenizer
 from model.json_file import shown
 
+MOST_TOKENS = 1 << 23  # encoded for the answers of one conversation: about 1,000 turns
 # Unicode sets these code points aside for such uses: no text in exchange holds them.
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
@@ -43,7 +44,7 @@ def answers(tokenizer: Tokenizer, messages: list[dict], tools: list | None) -> l
     Raises ValueError where a template cannot say what a message holds, or shows an answer behind
     other ids than those of its own generation prompt.
     """
-    made = _sequences(_Renderer(tokenizer, messages, tools), messages)
+    made = _sequences(_Renderer(tokenizer, messages, tools), messages, MOST_TOKENS)
     return [
         from_ids(ids[: ends[-1]], mask[: ends[-1]], ends) for ids, mask, _, ends in made if ends
     ]
@@ -80,19 +81,24 @@ def _check_generation_prompt(tokenizer: Tokenizer, template: str) -> None:
         )
 
 
-def _sequences(render: _Renderer, messages: list[dict]) -> list[tuple]:
+def _sequences(render: _Renderer, messages: list[dict], most: int | None = None) -> list[tuple]:
     """[(ids, mask, end of its last answer, where it may be cut)].
 
     Every answer stands where it is generated; those whose sequences begin alike share one. What is
-    behind an answer's last control token may look otherwise when a later turn follows.
+    behind an answer's last control token may look otherwise when a later turn follows. Answers are
+    left out once so many tokens (`most`) have been encoded: for each all before it is, once more.
     """
     _check_generation_prompt(render.tokenizer, render.tokenizer.chat_template)
     made: list[tuple[list[int], list[int], int, list[int]]] = []
+    num_tokens = 0
     for k, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         weight = int(message.get("weight", 1))
         ids, begin, end = _answer(render, k)
+        num_tokens += len(ids)
+        if most and num_tokens > most and made:
+            break
         mask = [weight * (begin <= i < end) for i in range(len(ids))]
         ends = [len(ids)] * weight
         if made and ids[: made[-1][2]] == made[-1][0][: made[-1][2]]:  # it goes on from the last

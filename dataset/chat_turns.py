@@ -34,6 +34,9 @@ TOOLS_TAIL = (
 )
 
 TRAINED, MAY_END = 1, 2  # bits of a mask
+# Pieces of all sequences of a conversation together. Where every answer has a sequence of its own,
+# with all turns before it, they grow with the square of the turns: this is about 2,000 turns.
+MOST_PIECES = 1 << 22
 TEXTS_TOGETHER = 64  # encoded in one call: more would not stay in the processor's caches
 
 # A piece is a text, not empty, or a tuple of tokens: names of control tokens, or ids. No two texts
@@ -83,6 +86,7 @@ class Walk:
         self._ends: list[int] = []  # of the answers in `pieces` that are in no sequence yet
         self._later: list[Piece] = []  # `pieces` as they will be after the next question …
         self._settled = 0  # … up to here they are so already
+        self._num_pieces = 0  # of all sequences together
         self._last: tuple[int, Turn] | None = None  # the answer before this turn, where it begins
 
     def add(self, turn: Turn):
@@ -118,10 +122,12 @@ class Walk:
         self.mask[self._settled :] = [0] * (len(self.pieces) - self._settled)
 
     def close(self):
-        """Make a sequence of the answers that are in none yet."""
+        """Make a sequence of the answers that are in none yet; not beyond MOST_PIECES."""
         if self._ends:
             end = self._ends[-1]
-            self.sequences.append(InPieces(self.pieces[:end], self.mask[:end], self._ends))
+            self._num_pieces += end
+            if self._num_pieces <= MOST_PIECES or not self.sequences:
+                self.sequences.append(InPieces(self.pieces[:end], self.mask[:end], self._ends))
             self._ends = []
 
 

@@ -72,7 +72,12 @@ class ConversationJob:
 
     def __call__(self, records: Iterable[Record], problems: Problems) -> EncodedChunk:
         def in_pieces(c: Conversation) -> list[InPieces]:
-            return training_pieces(self.tokenizer, c.messages, c.tools)
+            sequences = training_pieces(self.tokenizer, c.messages, c.tools)
+            answers = sum(m["role"] == "assistant" and m.get("weight", 1) for m in c.messages)
+            if missing := answers - sum(len(sequence.ends) for sequence in sequences):
+                what = "answers left out, behind too many turns for this chat template"
+                problems.remarks_of(c.path).read_as[what] += missing
+            return sequences
 
         return _encode(self.tokenizer, _made("chat", records, problems), in_pieces)
 

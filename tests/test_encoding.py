@@ -11,7 +11,7 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import record_chunks
+from dataset import chat_template, chat_turns, record_chunks
 from dataset.chat import NO_THINKING, THINKING, encode_conversation, training_sequences
 from dataset.chat_turns import MAY_END, TRAINED
 from dataset.conversations import Conversation, read_conversations
@@ -402,3 +402,26 @@ def test_plain_messages_are_checked_as_any_other(more, question, answer):
                 checked = bad.expected, bad.got
             found.append((checked, remarks))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("template", THINK)
+def test_very_long_conversations_are_bounded_and_said(shipped, monkeypatch, template):
+    """Where each answer has all turns before it once more, the last ones are left out by number."""
+    monkeypatch.setattr(chat_turns, "MOST_PIECES", 900)
+    monkeypatch.setattr(chat_template, "MOST_TOKENS", 2000)
+    tokenizer = with_template(shipped, template)
+    talk = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(200)]
+    problems = Problems()
+    record = Record({"messages": talk}, "a.jsonl", 1)
+    chunk = ConversationJob(tokenizer)([record], problems)
+    assert 5 < chunk.counts[0] < 50 and len(chunk.ids) < 4000
+    (line,) = problems.lines()
+    assert line.startswith(f"a.jsonl: {100 - chunk.counts[0]} answers left out, behind too many")
+    whole = training_sequences(tokenizer, talk[: 2 * int(chunk.counts[0])])
+    assert chunk.ids.tolist() == [id for ids, _ in whole for id in ids]
+    tokenizer = with_template(
+        shipped, "no_thinking"
+    )  # one sequence for all answers: none is left out
+    problems = Problems()
+    chunk = ConversationJob(tokenizer)([record], problems)
+    assert chunk.counts.tolist() == [1] and problems.lines() == []
