@@ -58,8 +58,8 @@ class MoEFeedForward(nn.Module):
             rows = rows.masked_fill(is_filling[:, None], 0)
             owner = block_owners(ends, len(rows))  # [R / BLOCK]
             product = partial(_by_blocks, owner=owner)
-        else:  # .cpu(): the host waits here, once, and in none of the layer's nine products
-            product = partial(_grouped, ends=ends.cpu() if waits else ends)
+        else:  # the host waits here, once, and in none of the layer's nine products
+            product = partial(_grouped, ends=_on_host(ends) if waits else ends)
         hidden = F.silu(product(rows, self.gate_proj)) * product(rows, self.up_proj)  # [R, I]
         hidden = hidden.masked_fill(is_filling[:, None], 0)  # and with it all gradients of filling
         rows = product(hidden, self.down_proj)  # [R, C]
@@ -138,6 +138,17 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype of autocast, where it is on: grouped_mm is not on its lists."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+@torch.library.custom_op("minimind::on_host", mutates_args=())
+def _on_host(ends: Tensor) -> Tensor:
+    """A copy on the CPU, which waits for the GPU; an operator that no backward pass repeats."""
+    return ends.to("cpu", copy=True)
+
+
+@_on_host.register_fake
+def _(ends: Tensor) -> Tensor:
+    return torch.empty_like(ends, device="cpu")
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -355,10 +355,16 @@ def test_filling_rows_overflow_nowhere(monkeypatch):
 class NothingRead(TorchDispatchMode):
     """Fails where values on a device would be read: each such call waits for a GPU."""
 
+    def __init__(self):
+        super().__init__()
+        self.copied = []  # shapes of what is copied to the host, for which it waits
+
     READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function).split(".")[1]
+        if name == "on_host":
+            self.copied.append(args[0].shape)
         indices = args[1] if name == "index" else ()
         is_bool = any(i is not None and i.dtype == torch.bool for i in indices)
         if name.strip("_") in {read.strip("_") for read in self.READS} or is_bool:
@@ -368,22 +374,42 @@ class NothingRead(TorchDispatchMode):
 
 def test_few_tokens_read_nothing_and_many_once(monkeypatch):
     """Up to 16 copies an expert no value is asked for; with more, where slices end, and no more."""
-    reads, cpu = [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: reads.append(t.shape) or cpu(t))
     monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: True)
     layer = experts()
-    with NothingRead():
+    with NothingRead() as mode:
         for tokens in (1, 64):
             x, upstream = torch.randn(2, 1, tokens, 32)
             output_and_gradients(layer, x, upstream)
-        assert reads == []
+        assert mode.copied == []
         with pytest.raises(AssertionError, match="waits"):  # the mode sees what is planted
             bool(x.sum() > 0)
         with pytest.raises(AssertionError, match="waits"):
             x[x > 0]
         x, upstream = torch.randn(2, 1, 65, 32)
         output_and_gradients(layer, x, upstream)
-    assert reads == [(8,)]
+    assert mode.copied == [(8,)]
+
+
+def test_compiled_the_backward_pass_does_not_read_again(monkeypatch):
+    """Torch keeps what was read: one copy to the host in a step, and no product twice."""
+    monkeypatch.setattr("model.moe.grouped_mm_waits", lambda device, dtype: True)
+    monkeypatch.setattr("model.moe._product", _product_by_product)
+    copy, product, done = torch.Tensor.to, torch.mm, []
+    layer = experts()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager_decomp_partition")
+    x, upstream = torch.randn(2, 1, 100, 32)
+    compiled(x.requires_grad_())[0].backward(upstream)  # this one compiles
+
+    def to(tensor, *args, **more):
+        done.append("copy") if args == ("cpu",) else None
+        return copy(tensor, *args, **more)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch, "mm", lambda *a, **more: done.append("mm") or product(*a, **more))
+    y, _ = compiled(x)
+    assert (done.count("copy"), done.count("mm")) == (1, 3 * 8)
+    y.backward(upstream)
+    assert (done.count("copy"), done.count("mm")) == (1, 9 * 8)
 
 
 def test_a_run_with_experts_says_that_it_waits(monkeypatch, tmp_path, capsys):
