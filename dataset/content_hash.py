@@ -12,6 +12,18 @@ from dataset.readers import files_of
 from model.json_file import read_json
 
 
+def hash_of_data(path: Path, cache_dir: Path, what: str) -> str:
+    """`content_hash`, the folder made if need be; ValueError if it, or the data, is of no use.
+
+    what: the cache is, for the message.
+    """
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        return content_hash(path, cache_dir)
+    except OSError as error:
+        raise ValueError(f"cannot use the {what} {cache_dir} for {path}: {error}") from None
+
+
 def content_hash(path: Path, cache_dir: Path) -> str:
     """SHA-256 of a data file, or of the hashes of a folder's files in their order."""
     if not path.is_dir():

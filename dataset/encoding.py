@@ -53,7 +53,6 @@ class EncodedChunk(NamedTuple):
     hashes: np.ndarray
     labels: np.ndarray
     num_with_control_strings: int
-    has_reasoning: bool
 
 
 class ReasoningFound(ValueError):
@@ -132,14 +131,12 @@ def _encode(
     """The chunk of some records, whose sequences are in_pieces(record), all encoded together."""
     control_strings = ControlStrings(tokenizer.control_tokens)
     lines, hashes, labels = array("I"), array("Q"), array("B")
-    num_with_control_strings, has_reasoning = 0, False
+    num_with_control_strings = 0
     sequences: list[list[InPieces]] = []
     for record in records:
-        if record.has_reasoning:
-            has_reasoning = True
-            if tokenizer.chat_template == NO_THINKING:
-                why = "reasoning_content: the model's chat template has no place for it"
-                raise ReasoningFound(f"{record.path}:{record.line}: {why}")
+        if tokenizer.chat_template == NO_THINKING and record.has_reasoning:
+            why = "reasoning_content: the model's chat template has no place for it"
+            raise ReasoningFound(f"{record.path}:{record.line}: {why}")
         text = record.as_text()
         lines.append(record.line)
         hashes.append(text_hash(text.encode("utf-8")))
@@ -167,7 +164,6 @@ def _encode(
         np.array(hashes, np.uint64),
         np.array(labels, np.uint8),
         num_with_control_strings,
-        has_reasoning,
     )
 
 

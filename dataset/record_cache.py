@@ -16,7 +16,6 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from dataset import conversations, judged, pairs
 from dataset.cache_folder import (
     MappedArrays,
     check_shapes,
@@ -25,9 +24,10 @@ from dataset.cache_folder import (
     write_arrays,
 )
 from dataset.chat import NO_THINKING, THINKING
-from dataset.content_hash import content_hash
+from dataset.content_hash import content_hash, hash_of_data
 from dataset.encoded import ARRAYS, Encoded, EncodedFile
 from dataset.encoding import (
+    WANTED,
     ConversationJob,
     EncodedChunk,
     JudgedJob,
@@ -37,15 +37,15 @@ from dataset.encoding import (
 from dataset.readers import Tally, check_path, files_of, format_of
 from dataset.record_chunks import work_through
 from dataset.records import Problems
-from dataset.token_cache import check_ids, dtype_of
+from dataset.token_cache import check_ids
 from dataset.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1  # part of the key: raise it whenever the same data would give other files
 # what encodes the records of a kind, and the fields that it looks at
 JOBS = {
-    "conversations": (ConversationJob, conversations.FIELDS),
-    "pairs": (PairJob, pairs.FIELDS),
-    "judged": (JudgedJob, judged.FIELDS),
+    "conversations": (ConversationJob, WANTED["chat"]),
+    "pairs": (PairJob, WANTED["pairs"]),
+    "judged": (JudgedJob, WANTED["judged"]),
 }
 
 Result = TypeVar("Result")
@@ -109,11 +109,7 @@ def _cached(
     kind: str, path: Path, tokenizer: Tokenizer, cache_dir: Path, flag: str, show_progress: bool
 ) -> tuple[Path, dict]:
     """(folder, its meta.json) of the cache of one file."""
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        data_sha256 = content_hash(path, cache_dir)
-    except OSError as error:
-        raise ValueError(f"cannot use the cache {cache_dir} for {path}: {error}") from None
+    data_sha256 = hash_of_data(path, cache_dir, "cache")
     made_from = {
         "records": kind,
         "format_version": FORMAT_VERSION,
@@ -164,8 +160,7 @@ def _encode(
 
 def _nothing(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """The arrays of no record."""
-    ids = dtype_of(tokenizer.vocab_size)
-    return {name: np.zeros(0, dtype or ids) for name, dtype in ARRAYS.items()}
+    return {name: np.zeros(0, dtype or tokenizer.dtype) for name, dtype in ARRAYS.items()}
 
 
 def _pieces(

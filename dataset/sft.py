@@ -196,14 +196,11 @@ def _chosen(encoded: Encoded, max_seq_len: int, part: Part) -> tuple:
     """(sequences, kept, records, facts): the sequences of a part, as in `_rows`, in order."""
     kept = encoded.cut_lengths(max_seq_len + 1).astype(np.uint32)
     ends = encoded.ends_of_records()
+    # positions that the longest sequence of each record takes whole, and those that it gets
     needed, has = (
-        np.maximum.reduceat(tokens, np.concatenate([[0], ends[:-1]]))  # of the longest sequence
+        np.maximum(np.maximum.reduceat(tokens, np.concatenate([[0], ends[:-1]])), 1) - 1
         for tokens in (encoded.lengths().astype(np.uint32), kept)
     )
-    needed, has = (
-        needed - 1,
-        np.maximum(has, 1) - 1,
-    )  # positions that each takes whole, that it gets
     facts = {
         "num_cut": int(((has > 0) & (has < needed)).sum()),
         "num_too_long": int((has == 0).sum()),

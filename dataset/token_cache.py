@@ -23,11 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.cache_folder import checksums, mapped, open_or_make
-from dataset.content_hash import content_hash
+from dataset.content_hash import content_hash, hash_of_data
 from dataset.oddities import ControlStrings, count_repeats, described, text_hash
 from dataset.readers import check_path, files_of, format_of, read_texts
 from dataset.records import Problems
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import Tokenizer, dtype_of
 
 FORMAT_VERSION = 3  # part of the key: raise it whenever the same data would give other files
 BIN_FILES = ("tokens.bin", "documents.bin", "hashes.bin")
@@ -115,11 +115,7 @@ def cached_tokens(
     that cannot be written to.
     """
     path, cache_dir = check_path(path, flag), Path(cache_dir)
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        data_sha256 = content_hash(path, cache_dir)
-    except OSError as error:
-        raise ValueError(f"cannot use the token cache {cache_dir} for {path}: {error}") from None
+    data_sha256 = hash_of_data(path, cache_dir, "token cache")
     made_from = {
         "format_version": FORMAT_VERSION,
         "data_sha256": data_sha256,
@@ -165,7 +161,7 @@ def _tokenise(
     flag: str,
 ) -> dict:
     """Write the three bin files of `path` into `folder`, synced; what meta.json says of them."""
-    dtype = dtype_of(tokenizer.vocab_size)
+    dtype = tokenizer.dtype
     eos = np.array([tokenizer.eos_id], dtype)
     control_strings = ControlStrings(tokenizer.control_tokens)
     num_tokens = num_documents = num_characters = num_bytes = num_with_control_strings = 0
@@ -223,11 +219,6 @@ def _tokenise(
         "remarks": problems.remarks_of(str(path)).lines(),
         "files": checksums(folder),
     }
-
-
-def dtype_of(vocab_size: int) -> np.dtype:
-    """What ids are kept as."""
-    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
 
 
 def _batches(

@@ -59,7 +59,6 @@ class Tokenizer:
     vocab_size     the largest id + 1
     eos_id         the id that ends a document: `<|endoftext|>`, or else the folder's eos_token
     control_tokens dict from the name of every control token to its id
-    dtype          of arrays of ids: uint16, or uint32 for vocabularies of more than 65,536
     token_bytes    int32 [vocab_size]: bytes of text an ordinary token stands for, 0 for all others
     fingerprint    SHA-256 of tokenizer.json, hexadecimal
     chat_template  the Jinja source of the chat template, or None; training may set another
@@ -95,7 +94,6 @@ class Tokenizer:
         control = {id: token.encode("utf-8") for token, id in self.control_tokens.items()}
         self._bytes_of_id = {**ordinary, **control}
         self.vocab_size = max(self._bytes_of_id) + 1
-        self.dtype = np.dtype("<u2" if self.vocab_size <= 65536 else "<u4")
         self.token_bytes = np.zeros(self.vocab_size, dtype=np.int32)
         self.token_bytes[list(ordinary)] = [len(piece) for piece in ordinary.values()]
 
@@ -114,6 +112,11 @@ class Tokenizer:
             token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
             for token in spec["added_tokens"]
         }
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of arrays of ids."""
+        return dtype_of(self.vocab_size)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text, none of them a control token's.
@@ -167,6 +170,11 @@ class Tokenizer:
         (folder / CONFIG_FILE).write_text(text, "utf-8")
         if chat_template and self.chat_template is not None:
             (folder / CHAT_TEMPLATE_FILE).write_text(self.chat_template, "utf-8")
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    """What ids are kept as: uint16, or uint32 where there are more than 65,536."""
+    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
 
 
 class StreamDecoder:
