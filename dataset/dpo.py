@@ -9,7 +9,6 @@ Both begin with the prompt's ids, exactly the same; only the answer is masked in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from dataset.best_fit import best_fit
 from dataset.chat_turns import TRAINED
 from dataset.encoded import ALL, Encoded, NoRecords, Part
 from dataset.left_out import left_out_warning
-from dataset.sft import cached_rows, items_of
+from dataset.packed_rows import cached_rows, items_of, row_sizes, two_documents_each
 
 
 class DPODataset(Dataset):
@@ -97,35 +96,6 @@ class DPODataset(Dataset):
             f"{facts['num_too_long']:,} left out as too long; {facts['oddities']}"
             + (f"\n{facts['warning']}" if facts["warning"] else "")
         )
-
-
-def two_documents_each(
-    numbers: list[int], documents: Callable, most: int, T: int, eos_id: int
-) -> tuple[torch.Tensor, ...]:
-    """A row of things that are two documents each: X, Y, loss_mask, document_ids, numbers [most].
-
-    documents: a number -> its two documents, (ids, mask) each
-    """
-    X, Y = np.full(T, eos_id, np.int64), np.full(T, eos_id, np.int64)
-    loss_mask, document_ids = np.zeros(T, np.float32), np.zeros(T, np.int64)
-    filled = np.full(most, -1, np.int64)
-    filled[: len(numbers)] = numbers
-    position = 0
-    for k, number in enumerate(numbers):
-        for side, (ids, mask) in enumerate(documents(number)):
-            end = position + len(ids) - 1
-            X[position:end], Y[position:end] = ids[:-1], ids[1:]
-            loss_mask[position:end] = mask[1:]
-            document_ids[position:end] = 2 * k + 1 + side
-            position = end
-    return tuple(map(torch.from_numpy, (X, Y, loss_mask, document_ids, filled)))
-
-
-def row_sizes(arrays, rows: np.ndarray) -> np.ndarray:
-    """int64 [len(rows)]: the number of items in each row, 0 for row -1."""
-    rows, ends = np.asarray(rows, np.int64), arrays["row_ends"]
-    begins = np.where(rows > 0, ends[np.maximum(rows, 1) - 1], 0)
-    return np.where(rows < 0, 0, ends[rows] - begins)
 
 
 def _rows(encoded: Encoded, max_seq_len: int, part: Part) -> tuple[dict, dict]:

@@ -18,10 +18,9 @@ from torch.utils.data import Dataset
 
 from dataset.best_fit import best_fit
 from dataset.chat_turns import TRAINED
-from dataset.dpo import row_sizes, two_documents_each
 from dataset.encoded import ALL, Encoded, NoRecords, Part
 from dataset.left_out import left_out_warning
-from dataset.sft import cached_rows, items_of
+from dataset.packed_rows import cached_rows, items_of, row_sizes, two_documents_each
 
 
 class KTODataset(Dataset):

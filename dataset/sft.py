@@ -18,12 +18,10 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.best_fit import best_fit
-from dataset.cache_folder import cached_arrays
 from dataset.chat_turns import TRAINED
 from dataset.encoded import ALL, Encoded, NoRecords, Part
 from dataset.left_out import left_out_warning
-
-FORMAT_VERSION = 1  # of cached rows: raise it whenever the same data would give others
+from dataset.packed_rows import cached_rows, items_of
 
 
 class SFTDataset(Dataset):
@@ -126,25 +124,6 @@ class SFTDataset(Dataset):
             f"{self.efficiency:.1%} of the positions used; {facts['num_cut']:,} cut, "
             f"{facts['num_too_long']:,} left out as too long; {facts['oddities']}"
         ) + (f"\n{facts['warning']}" if facts["warning"] else "")
-
-
-def cached_rows(kind: str, encoded: Encoded, options: dict, make, cache_dir: str | Path | None):
-    """(arrays, facts) that `make` gives, kept in a cache of rows if there is a cache_dir.
-
-    kind, options: what they depend on beside the files of `encoded` (JSON values).
-    """
-    if cache_dir is None:
-        return make()
-    keys = [file.key for file in encoded.files]
-    made_from = {"rows of": kind, "format_version": FORMAT_VERSION, "records": keys, **options}
-    made_from["part"] = list(options["part"])
-    return cached_arrays(Path(cache_dir), made_from, make, "cache of rows")
-
-
-def items_of(arrays, row: int) -> slice:
-    """Where the items of a row lie: arrays["row_ends"] says where those of each row end."""
-    ends = arrays["row_ends"]
-    return slice(int(ends[row - 1]) if row else 0, int(ends[row]))
 
 
 def _rows(
