@@ -46,7 +46,7 @@ thoughts = bodies.map(lambda ids: [THINK, *ids, END_THINK])
 answers = st.one_of(bodies, st.tuples(thoughts, bodies).map(lambda both: both[0] + both[1]))
 stops = st.lists(
     st.sampled_from(
-        ["STOP", "TOP", "S", "\n\n", "\n", " b", "猫", "OPST", "\ufffd", "<tool_call>", " "]
+        ["STOP", "TO", "S", "\n\n", "\n", " b", "猫", "OPST", "\ufffd", "<tool_call>", " "]
     ), max_size=4,
 )  # fmt: skip
 
@@ -264,7 +264,29 @@ def test_after_a_stop_string_nothing_more_is_said():
     stream = AnswerStream(OURS, ["b"], tools=True, thinks=True)
     deltas = stream.feed(OURS.encode_text("aabaa"))
     assert stream.stopped and message_of(deltas)["content"] == "aa"
-    assert stream.feed([CALL, *OURS.encode_text(ADD), END_CALL]) == [] == stream.finish()
+    call = [CALL, *OURS.encode_text(ADD), END_CALL]
+    assert stream.feed(call) == [] == stream.finish()
+    stream = AnswerStream(OURS, ["\ufffd"], tools=True, thinks=True)  # half a character becomes it
+    assert stream.feed([*OURS.encode_text("a"), BYTES[0], *call])[0].content == "a"
+    assert message_of(stream.finish()) == {"role": "assistant", "content": ""} and stream.stopped
+
+
+def test_the_tokens_of_a_stop_string_are_not_covered():
+    """One that begins before it is, though a part of its text is not shown."""
+    a, sto, p = (OURS.encode_text(text) for text in ("a", "STO", "P"))
+    for stop, count in (("STOP", 1), ("TOP", 2)):
+        stream = TextStream(OURS, [stop])
+        pieces = [stream.feed([id]) for id in a + sto + p]
+        assert stream.stopped and "".join(text for text, _ in pieces) == "aSTOP".split(stop)[0]
+        assert [start for piece in pieces for start in piece.starts] == list(range(count))
+
+
+def test_the_stop_string_that_is_complete_first_ends_the_text():
+    """In whatever pieces it comes, and though another one began before it."""
+    ids = OURS.encode_text("a long STOP")
+    for pieces in ([ids], [[id] for id in ids]):
+        stream = TextStream(OURS, ["STOP", "TO"])
+        assert "".join(stream.feed(piece).text for piece in pieces) == "a long S"
 
 
 def test_empty_stop_strings_are_refused():
