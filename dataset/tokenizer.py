@@ -142,6 +142,10 @@ class Tokenizer:
             raise ValueError(f"{self.folder}: the tokenizer has no control token {token!r}")
         return self.control_tokens[token]
 
+    def bytes_of(self, id: int) -> bytes:
+        """What one token stands for in UTF-8, perhaps a part of a character; unused ids: nothing."""
+        return self._bytes_of_id.get(id, b"")
+
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """The text of some ids. Bytes that are not UTF-8 become U+FFFD; unused ids become nothing.
 

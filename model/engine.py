@@ -1,7 +1,7 @@
 """Many sequences decoded together: they join and leave between any two tokens.
 
-Evaluation, the chat in the terminal, the server and rollouts decode with this. It knows token ids, no
-text; it has no threads: `add` a request, call `step` again and again.
+Evaluation, the chat in the terminal and the server decode with this. It knows token ids, no text,
+and has no threads: `add` a request, call `step` again and again.
 
 One forward pass a step. In it are one token of every sequence that is being answered, and up to
 `prompt_tokens` tokens of prompts that are not read to their end yet, so that a long prompt does not
@@ -9,7 +9,7 @@ hold up the answers beside it. The products see all these tokens as one row; onl
 them sequence by sequence (`StepCache`).
 
 Keys and values of a sequence lie in a row of one cache. When it has finished they stay there, until
-the row is needed: a request whose prompt begins with the same tokens copies them (the prefix cache).
+the row is needed: a request whose prompt begins with the same tokens takes them (prefix cache).
 The rows being answered are always the first ones, so that attention reads them where they lie.
 
 Shapes in this file:
@@ -52,15 +52,15 @@ class Request:
 
     tokens            the answer so far
     ending            "stop" (a stop id), "length" or "cancelled"; "" while it goes on
-    prompt_tops       with prompt_logprobs, once the prompt was read: a LogProb for every token of it
-                      but the first
+    prompt_tops       with prompt_logprobs, once the prompt was read: a LogProb for each of its
+                      tokens but the first
     cached            tokens of the prompt that did not have to be computed
     """
 
     prompt: list[int]
     max_new_tokens: int
     stop_ids: frozenset[int] | set[int] = frozenset()
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     seed: int | None = None
     number: int = 0
     logprobs: int | None = None
@@ -74,18 +74,22 @@ class Request:
 
 
 class LogProb(NamedTuple):
-    """Log-probabilities at one place, in nats: of the token that stands there, and the likeliest."""
+    """Log-probabilities at one place, in nats: of the token there, and of the likeliest ones."""
 
     token: float
     likeliest: list[tuple[int, float]]  # (id, log-probability), the likeliest first
 
 
 class Drawn(NamedTuple):
-    """What a step made: one more token of a request, or (token None) the end of one without any."""
+    """What a step made: one more token of a request, or (token None) the end of one without any.
+
+    last: whether the request has ended with it.
+    """
 
     request: Request
     token: int | None
     logprob: LogProb | None
+    last: bool
 
 
 class Row:
@@ -109,10 +113,11 @@ class Engine:
 
     def __init__(
         self, model: MiniMindLM, max_running: int = 16, kept: int = 16,
-        max_tokens: int | None = None, prompt_tokens: int = 128,
+        max_tokens: int | None = None, prompt_tokens: int = 128, compiled: bool = False,
     ):  # fmt: skip
         self.model, self.config = model, model.config
         self.max_running, self.prompt_tokens = max_running, prompt_tokens
+        self.compiled = compiled
         context = self.config.max_position_embeddings
         self.max_tokens = min(max_tokens or context, context)
         self.device, self.dtype = device_and_dtype(model)
@@ -139,8 +144,8 @@ class Engine:
         room = min(room_after(self.model, request.prompt), self.max_tokens - len(request.prompt))
         if room < 1:
             raise ValueError(
-                f"the prompt has {len(request.prompt)} tokens, more than the {self.max_tokens} that "
-                "a sequence may have here leave room for"
+                f"the prompt has {len(request.prompt)} tokens, and a sequence may have "
+                f"{self.max_tokens} here, answer included"
             )
         request.max_new_tokens = min(request.max_new_tokens, room)
         self.waiting.append(request)
@@ -156,8 +161,19 @@ class Engine:
             if row.request is request:
                 self._release(row)
 
+    def fail(self) -> list[Request]:
+        """After a step that raised: drop everything, and say which requests are lost."""
+        lost = [row.request for row in self.rows if row.request] + [*self.waiting]
+        for request in lost:
+            request.ending = "cancelled"
+        self.rows = [Row() for _ in self.rows]
+        self.answering, self.sampler = 0, None
+        self.reading.clear()
+        self.waiting.clear()
+        return lost
+
     def forget(self):
-        """Keep nothing of finished sequences: to be called when the model's weights have changed."""
+        """Keep nothing of finished sequences: to be called when the weights have changed."""
         for row in self.rows:
             if row.request is None:
                 row.length = 0
@@ -244,7 +260,7 @@ class Engine:
             request = row.request
             if len(request.tokens) == request.max_new_tokens:  # 0: only the prompt was asked for
                 request.ending = "length"
-                drawn.append(Drawn(request, None, None))
+                drawn.append(Drawn(request, None, None, True))
                 continue
             logprob = None
             if i in told:
@@ -256,7 +272,7 @@ class Engine:
                 request.ending = "length"
             else:
                 self.ids[i, row.length] = token
-            drawn.append(Drawn(request, token, logprob))
+            drawn.append(Drawn(request, token, logprob, request.ending != ""))
         for row in [row for row in rows if row.request.ending]:
             self._release(row)
         return drawn
@@ -265,9 +281,7 @@ class Engine:
         """Log-probabilities of the prompt's tokens that follow those of a piece."""
         request = row.request
         following = request.prompt[piece.start + 1 : piece.end + 1]
-        request.prompt_tops += log_probs(
-            logits[: len(following)], following, request.logprobs or 0
-        )
+        request.prompt_tops += log_probs(logits[: len(following)], following, request.logprobs or 0)
 
     def _next_pieces(self) -> list[Piece]:
         """What is read of prompts in this step, first come, first served."""

@@ -202,7 +202,8 @@ def generate(
     compile; meant for a model from `decoding_layers.for_decoding`, whose layers stay: one that gets
     an adapter afterwards has to be made anew. On a GPU calls that share a prompt_cache share the
     CUDA graph; another cache is another graph.
-    sampling: the fields of `Sampling`. seed: makes the draws repeatable. Ends early when the model's max_position_embeddings are used up. Raises ValueError
+    sampling: the fields of `Sampling`. seed: makes the draws repeatable. Ends
+    early when the model's max_position_embeddings are used up. Raises ValueError
     for an empty prompt or one that leaves no room.
     """
     room = room_after(model, prompt)

@@ -220,7 +220,7 @@ def candidates(
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits float32 [B, V] of the distribution that is drawn from, -inf where a token is ruled out.
+    """Logits float32 [B, V] of what is drawn from, -inf where a token is ruled out.
 
     logits [B, V], with penalties; one setting for all rows, of a temperature above 0.
     """
