@@ -143,7 +143,7 @@ class Tokenizer:
         return self.control_tokens[token]
 
     def bytes_of(self, id: int) -> bytes:
-        """What one token stands for in UTF-8, perhaps a part of a character; unused ids: nothing."""
+        """What a token stands for in UTF-8, perhaps a part of a character; unused ids: nothing."""
         return self._bytes_of_id.get(id, b"")
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
