@@ -4,7 +4,7 @@ Some sequences have one new token each (those being answered), others a piece of
 
 Shapes in this file:
     R  rows of the cache      K  key/value heads    S  tokens of a row    D  head_dim
-    N  tokens in the step     n  sequences with one token, the first n of the step     A  query heads
+    A  query heads    N  tokens in the step    n  sequences with one token, which come first
 """
 
 from __future__ import annotations
