@@ -1,0 +1,11 @@
+"""The error that a route raises and the app turns into OpenAI's error object."""
+
+
+class APIError(Exception):
+    """status: HTTP's; param: the field of the request that is wrong; code: a word for programs."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
