@@ -2,13 +2,21 @@
 // that is looked at.
 
 import { element, t } from "./common.js";
-import { heatColours, prepared, redrawn, shareOfWeight, themeColour } from "./lab-colours.js";
-import { legend } from "./lab-colours.js";
+import {
+  heatColours,
+  legend,
+  prepared,
+  redrawn,
+  shareOfWeight,
+  themeColour,
+} from "./lab-colours.js";
 import { bars } from "./lab-likeliest.js";
 import { percent } from "./lab-look.js";
 import { chip, shortLabel } from "./lab-pieces.js";
 
-const MARGIN = 78; // CSS pixels for the names of tokens, on the left and above
+const LEFT = 78; // CSS pixels for the names of tokens …
+const TOP = 70; // … and above, where all are written
+const TOP_OF_ONE = 20; // … or only that of the column pointed at
 const SMALLEST_NAMED = 10; // cells of this size have all their names written
 const LARGEST_CELL = 34;
 const LARGEST_PICTURE = 620;
@@ -65,13 +73,15 @@ export class AttentionView {
   #draw() {
     if (!this.look || this.root.hidden || !this.frame.clientWidth) return;
     const n = this.look.length;
-    const room = Math.min(this.frame.clientWidth, LARGEST_PICTURE) - MARGIN;
+    const room = Math.min(this.frame.clientWidth, LARGEST_PICTURE) - LEFT - 1;
     this.size = Math.min(room / n, LARGEST_CELL);
+    this.allNamed = this.size >= SMALLEST_NAMED;
+    this.top = this.allNamed ? TOP : TOP_OF_ONE;
     const side = this.size * n;
-    const context = prepared(this.canvas, MARGIN + side + 1, MARGIN + side + 1);
+    const context = prepared(this.canvas, LEFT + side + 1, this.top + side + 1);
     context.imageSmoothingEnabled = this.size < 1;
     context.imageSmoothingQuality = "high";
-    context.drawImage(this.#pixels(), MARGIN, MARGIN, side, side);
+    context.drawImage(this.#pixels(), LEFT, this.top, side, side);
     this.#drawNames(context);
     this.#drawCross(context, side);
   }
@@ -96,26 +106,25 @@ export class AttentionView {
 
   #drawNames(context) {
     const [row, column] = this.cell ?? [this.place, null];
-    const all = this.size >= SMALLEST_NAMED;
+    const tone = (isHere) => themeColour(isHere ? "--text" : "--muted");
     context.font = `${Math.max(11, Math.min(13, this.size * 0.85))}px ${themeColour("--mono")}`;
     context.textBaseline = "middle";
     for (let place = 0; place < this.look.length; place++) {
-      const middle = MARGIN + (place + 0.5) * this.size;
+      const middle = (place + 0.5) * this.size;
       const name = shortLabel(this.look.pieceAt(place), 9);
-      if (all || place === row) {
-        context.fillStyle = themeColour(place === row ? "--text" : "--muted");
+      if (this.allNamed || place === row) {
+        context.fillStyle = tone(place === row);
         context.textAlign = "right";
-        context.fillText(name, MARGIN - 6, middle, MARGIN - 8);
+        context.fillText(name, LEFT - 6, this.top + middle, LEFT - 8);
       }
-      if (all || place === column) {
-        context.fillStyle = themeColour(place === column ? "--text" : "--muted");
-        context.save();
-        context.translate(middle, MARGIN - 6);
-        context.rotate(-Math.PI / 2);
-        context.textAlign = "left";
-        context.fillText(name, 0, 0, MARGIN - 8);
-        context.restore();
-      }
+      if (!this.allNamed && place !== column) continue;
+      context.fillStyle = tone(place === column);
+      context.textAlign = this.allNamed ? "left" : "center";
+      context.save();
+      context.translate(LEFT + middle, this.top - (this.allNamed ? 6 : 10));
+      if (this.allNamed) context.rotate(-Math.PI / 2);
+      context.fillText(name, 0, 0, this.allNamed ? TOP - 8 : 2 * LEFT);
+      context.restore();
     }
   }
 
@@ -124,10 +133,10 @@ export class AttentionView {
     context.strokeStyle = themeColour("--cross");
     context.lineWidth = 1.5;
     const thick = Math.max(this.size, 3);
-    context.strokeRect(MARGIN, MARGIN + row * this.size, (row + 1) * this.size, thick);
+    context.strokeRect(LEFT, this.top + row * this.size, (row + 1) * this.size, thick);
     if (column === null) return;
-    const top = MARGIN + column * this.size;
-    context.strokeRect(MARGIN + column * this.size, top, thick, MARGIN + side - top);
+    const above = column * this.size;
+    context.strokeRect(LEFT + above, this.top + above, thick, side - above);
   }
 
   #tell() {
@@ -151,8 +160,8 @@ export class AttentionView {
 
   #cellOf(event) {
     const box = this.canvas.getBoundingClientRect();
-    const column = Math.floor((event.clientX - box.left - MARGIN) / this.size);
-    const row = Math.floor((event.clientY - box.top - MARGIN) / this.size);
+    const column = Math.floor((event.clientX - box.left - LEFT) / this.size);
+    const row = Math.floor((event.clientY - box.top - this.top) / this.size);
     const inside = row >= 0 && row < this.look.length && column < this.look.length;
     return inside ? [row, Math.max(0, column)] : null;
   }

@@ -17,7 +17,7 @@ export class Form {
       { id: "model", onchange: () => this.#modelChanged() },
       ...models.map(({ name }) => element("option", { value: name }, name)),
     );
-    this.text = area("text", 4, t("Paste or type a text", "粘贴或输入文本"));
+    this.text = area("text", 3, t("Paste or type a text", "粘贴或输入文本"));
     this.user = area("user", 2, t("What the user says", "用户说的话"));
     this.assistant = area("assistant", 2, t("What the model answers; may be empty", "模型的回答；可留空"));
     this.begin = element("input", { type: "checkbox", id: "begin", checked: true });
@@ -35,8 +35,6 @@ export class Form {
     this.kindsField = element("div", { class: "kinds", role: "group" }, ...kinds);
     const beginText = t("a document begins here", "文档从这里开始");
     this.beginField = element("label", { class: "begin" }, this.begin, beginText);
-    this.textFields = element("div", { class: "fields" }, this.text);
-    this.chatFields = element("div", { class: "fields" }, this.user, this.assistant);
     const example = () => this.#example();
     const form = element(
       "form",
@@ -51,19 +49,20 @@ export class Form {
       },
       element(
         "div",
-        { class: "choices" },
-        element("label", {}, element("span", {}, t("Model", "模型")), this.model),
+        { class: "fields" },
         this.kindsField,
-        this.beginField,
+        this.text,
+        this.user,
+        this.assistant,
       ),
-      this.textFields,
-      this.chatFields,
       element(
         "div",
         { class: "choices" },
         this.look,
         element("button", { type: "button", id: "example", onclick: example }, t("Example", "示例")),
-        element("span", { class: "muted hint" }, "Ctrl + Enter"),
+        element("label", {}, element("span", {}, t("Model", "模型")), this.model),
+        this.beginField,
+        element("span", { class: "muted hint" }, t("Ctrl + Enter looks", "Ctrl + Enter 查看")),
       ),
     );
     return form;
@@ -82,8 +81,8 @@ export class Form {
     const { chat } = this.models[Math.max(0, this.model.selectedIndex)];
     if (!chat) this.kinds[0].checked = true;
     this.kindsField.hidden = !chat;
-    this.textFields.hidden = this.kind === "chat";
-    this.chatFields.hidden = this.kind !== "chat";
+    this.text.hidden = this.kind === "chat";
+    this.user.hidden = this.assistant.hidden = this.kind !== "chat";
     this.beginField.hidden = this.kind === "chat";
   }
 

@@ -61,10 +61,15 @@ export class Look {
     return this.answer.characters[place];
   }
 
-  /** The place of the most surprising token; behind the last one in a text of one token. */
+  /** The place of the most surprising token that begins a word, or of any. */
   mostSurprising() {
-    const nats = this.answer.surprise.map((value) => value ?? -1);
-    return nats.length ? nats.indexOf(Math.max(...nats)) + 1 : this.length;
+    if (this.length < 2) return this.length;
+    const places = this.tokens.map((_, place) => place).slice(1);
+    const cost = (place) => {
+      const nats = this.surprise(place) ?? -1;
+      return /^[\s\p{Lo}]/u.test(this.pieceAt(place).text ?? "") ? nats + 1000 : nats;
+    };
+    return places.reduce((best, place) => (cost(place) > cost(best) ? place : best));
   }
 }
 

@@ -77,9 +77,8 @@ function build(models) {
 
 function intro() {
   const what = t(
-    "A language model gives every token a probability before it sees it. Here you see where it " +
-      "was surprised, what it expected instead, and how it got there.",
-    "语言模型在看到每个词元之前，都会先给出它的概率。这里可以看到模型在哪里感到惊讶、原本期待什么，以及它是怎样得出的。",
+    "Where the model was surprised, what it expected instead, and how it got there.",
+    "模型在哪里感到惊讶，它原本期待什么，又是怎样得出的。",
   );
   return element(
     "div",
@@ -135,12 +134,13 @@ function isMissing() {
 
 /** Look at what is in the form, from the beginning. */
 async function lookAgain() {
-  const answer = await request(form.request());
+  const wanted = form.request();
+  const answer = await request(wanted);
   if (!answer) return;
   const fragment = form.fragment();
   history.replaceState(null, "", fragment ?? location.pathname);
   parts.link.hidden = fragment === null;
-  parts.request = form.request();
+  parts.request = wanted;
   look = new Look(answer);
   chosen = look.mostSurprising();
   showAll();
