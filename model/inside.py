@@ -5,7 +5,8 @@ it may answer others meanwhile. Knows ids, not text.
 
 Shapes in this file:
     T  tokens        C  hidden_size        V  vocab_size        n  likeliest tokens that are named
-    L  layers        D  head_dim           E  experts           k  experts per token
+    L  layers        A  query heads        K  key heads         D  head_dim
+    E  experts       k  experts per token
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.model import MiniMindLM, rotate
+from model.attention import attention
+from model.model import MiniMindLM
 from model.moe import expert_load
 
 LONGEST = 1024  # tokens; an attention picture and a lens have T² and L·T·V numbers behind them
@@ -29,13 +31,24 @@ class Pass(NamedTuple):
 
     streams        the residual stream [T, C] after the embedding, then after each block: L + 1
     router_logits  of each layer [T, E], or None in a layer without experts
-    cos, sin       of the rotary angles [1, 1, T, D]
+    watched        what attention was given in the layer that was watched
     """
 
     streams: list[Tensor]
     router_logits: list[Tensor | None]
-    cos: Tensor
-    sin: Tensor
+    watched: Watch
+
+
+class Watch:
+    """Stands where a layer's cache would: keeps the queries and keys that its attention is given.
+
+    q  [1, A, T, D], normed and turned
+    k  [1, K, T, D]
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        self.q, self.k = q, k
+        return attention(q, k, v, mask)
 
 
 class Reading(NamedTuple):
@@ -91,30 +104,30 @@ def look_inside(
     """
     _check(model, ids, layer, head, longest)
     tokens = torch.tensor(ids, device=model.inv_freq.device)
-    run = read_once(model, tokens)
+    run = read_once(model, tokens, layer)
     readings = None
     if lens:
         readings = [read_out(model, x, tokens, LIKELIEST_IN_LENS) for x in run.streams]
-    attention = None if layer is None else attention_weights(model, run, layer, head)
+    weights = None if layer is None else attention_weights(run.watched, head)
     experts = chosen_experts(model, run) if model.config.use_moe else (None, None, None)
     reading = read_out(model, run.streams[-1], tokens, LIKELIEST)
-    return Inside(reading, readings, attention, *experts)
+    return Inside(reading, readings, weights, *experts)
 
 
 @torch.inference_mode()
-def read_once(model: MiniMindLM, tokens: Tensor) -> Pass:
+def read_once(model: MiniMindLM, tokens: Tensor, watched_layer: int | None = None) -> Pass:
     """The forward pass of MiniMindLM over one row, int64 [T], with all that it leaves behind."""
     x = model.model.embed_tokens(tokens[None])  # [1, T, C]
     angles = torch.arange(len(tokens), device=x.device)[:, None].float() * model.inv_freq
     angles = torch.cat((angles, angles), dim=-1)[None, None]  # [1, 1, T, D]
     cos = (angles.cos() * model.rotary_scale).to(x.dtype)
     sin = (angles.sin() * model.rotary_scale).to(x.dtype)
-    streams, router_logits = [x[0]], []
-    for block in model.model.layers:
-        x, chosen = block(x, cos, sin, None)
+    streams, router_logits, watch = [x[0]], [], Watch()
+    for i, block in enumerate(model.model.layers):
+        x, chosen = block(x, cos, sin, None, watch if i == watched_layer else None)
         streams.append(x[0])
         router_logits.append(chosen)
-    return Pass(streams, router_logits, cos, sin)
+    return Pass(streams, router_logits, watch)
 
 
 @torch.inference_mode()
@@ -146,21 +159,15 @@ def read_out(model: MiniMindLM, stream: Tensor, tokens: Tensor, n: int) -> Readi
 
 
 @torch.inference_mode()
-def attention_weights(model: MiniMindLM, run: Pass, layer: int, head: int) -> Tensor:
+def attention_weights(watched: Watch, head: int) -> Tensor:
     """float32 [T, T], rows sum to 1: the weights by which a head adds up the values of tokens.
 
-    From the block's own projections and norms of what went into it. Query heads share key heads:
-    head h reads those of key head h // (A / K).
+    softmax(q kᵀ / √D) over what came before. Query heads share key heads: head h reads those of
+    key head h // (A / K).
     """
-    block = model.model.layers[layer]
-    attention = block.self_attn
-    x = block.input_layernorm(run.streams[layer])[None]  # [1, T, C]
-    q = attention.q_norm(attention.q_proj(x).unflatten(-1, (-1, attention.head_dim)))
-    k = attention.k_norm(attention.k_proj(x).unflatten(-1, (-1, attention.head_dim)))
-    key_head = head // (q.shape[2] // k.shape[2])
-    q, k = q[:, None, :, head], k[:, None, :, key_head]  # [1, 1, T, D] each
-    q, k = rotate(q, run.cos, run.sin)[0, 0].float(), rotate(k, run.cos, run.sin)[0, 0].float()
-    scores = q @ k.T * attention.head_dim**-0.5  # [T, T]
+    q, k = watched.q[0], watched.k[0]  # [A, T, D], [K, T, D]
+    q, k = q[head].float(), k[head // (len(q) // len(k))].float()  # [T, D] each
+    scores = q @ k.T * q.shape[-1] ** -0.5  # [T, T]
     later = torch.ones_like(scores, dtype=torch.bool).triu(1)
     return scores.masked_fill(later, float("-inf")).softmax(-1)
 

@@ -131,15 +131,15 @@ def look_at(model: Lookable, name: str, request: LookRequest, longest: int) -> b
     nats = found["surprise"]
     answer["totals"] = totals(model.tokenizer, ids[1:], nats)
     answer["answer"] = trained and totals(model.tokenizer, ids[1:], nats, trained[1:])
-    named = {*ids, *ids_in(found), *(id for reading in found["lens"] or [] for id in ids_in(reading))}
+    named = {*ids, *ids_in(found, *(found["lens"] or []))}
     answer["pieces"] = {id: piece(model.tokenizer, id) for id in sorted(named)}
     answer["characters"] = characters(model.tokenizer, ids)
     text = json.dumps(short(answer), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode()
 
 
-def ids_in(reading: dict) -> Iterator[int]:
-    return (id for row in reading["ids"] for id in row)
+def ids_in(*readings: dict) -> Iterator[int]:
+    return (id for reading in readings for row in reading["ids"] for id in row)
 
 
 def ids_of(tokenizer: Tokenizer, request: LookRequest) -> tuple[list[int], list[int] | None]:
@@ -180,7 +180,7 @@ def totals(
     """
     chosen = [i for i in range(len(came)) if counts is None or counts[i]]
     total = math.fsum(nats[i] for i in chosen) if chosen else math.nan
-    size = sum(int(tokenizer.token_bytes[came[i]]) for i in chosen if came[i] < tokenizer.vocab_size)
+    size = sum(int(tokenizer.token_bytes[came[i]]) for i in chosen)
     loss = total / len(chosen) if chosen else math.nan
     return {
         "tokens": len(chosen),

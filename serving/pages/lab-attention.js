@@ -43,14 +43,13 @@ export class AttentionView {
     this.frame = element("div", { class: "picture" }, this.canvas);
     this.said = element("p", { class: "said", "aria-live": "polite" });
     this.most = element("div");
+    this.aside = element("div", { class: "aside" }, this.said, this.most);
     this.root = element(
       "div",
       { class: "view attention" },
       element("div", { class: "choices" }, this.layer.root, this.head.root),
       this.frame,
       legend("attention", t("how much a row looks at a column", "行对列的关注程度")),
-      this.said,
-      this.most,
     );
     redrawn(this.frame, () => this.#draw());
   }

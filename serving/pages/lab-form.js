@@ -25,6 +25,9 @@ export class Form {
       element("input", { type: "radio", name: "kind", value: kind, onchange: () => this.#show() }),
     );
     this.look = element("button", { type: "submit", class: "primary" }, t("Look", "查看"));
+    this.link = element("button", { type: "button", class: "quiet", id: "link", hidden: true });
+    this.link.addEventListener("click", () => this.#copyLink());
+    this.#nameLink();
     this.root = this.#layout();
     this.setKind("text");
   }
@@ -60,6 +63,7 @@ export class Form {
         { class: "choices" },
         this.look,
         element("button", { type: "button", id: "example", onclick: example }, t("Example", "示例")),
+        this.link,
         element("label", {}, element("span", {}, t("Model", "模型")), this.model),
         this.beginField,
         element("span", { class: "muted hint" }, t("Ctrl + Enter looks", "Ctrl + Enter 查看")),
@@ -102,6 +106,21 @@ export class Form {
     }
     this.examples += 1;
     this.onlook();
+  }
+
+  #nameLink(text = t("Copy link", "复制链接")) {
+    this.link.textContent = text;
+  }
+
+  async #copyLink() {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      this.#nameLink(t("Copied", "已复制"));
+    } catch {
+      // a page that is not from this machine or https may not; the address bar has it anyway
+      this.#nameLink(t("It is in the address bar", "链接就在地址栏里"));
+    }
+    setTimeout(() => this.#nameLink(), 2000);
   }
 
   /** Look at an example: the first sight of the page. */

@@ -132,11 +132,12 @@ export class LensView {
 
   /** Sideways only: the page itself stays where it is. */
   #scrollTo(cell) {
+    const { frame } = this;
     const fixed = this.table.querySelector("th").offsetWidth;
-    const left = cell.offsetLeft - fixed;
-    const right = cell.offsetLeft + cell.offsetWidth - this.frame.clientWidth;
-    if (this.frame.scrollLeft > left) this.frame.scrollLeft = left;
-    else if (this.frame.scrollLeft < right) this.frame.scrollLeft = right;
+    const isSeen =
+      cell.offsetLeft - fixed >= frame.scrollLeft &&
+      cell.offsetLeft + cell.offsetWidth <= frame.scrollLeft + frame.clientWidth;
+    if (!isSeen) frame.scrollLeft = cell.offsetLeft - (fixed + frame.clientWidth) / 2;
   }
 
   #cell(layer, place) {
@@ -152,10 +153,10 @@ export class LensView {
       isReal: id === look.tokens[place],
     }));
     const text = element("p", {}, this.#name(layer), t(", before ", "，在 "));
-    text.append(chip(look.pieceAt(place)), t(":", " 之前："));
+    text.append(chip(look.pieceAt(place)), t(" came:", " 出现之前："));
     if (place < look.length) {
       const p = percent(look.probabilityInLens(layer, place));
-      text.append(t(` ${p} for what came`, `实际出现的词元 ${p}`));
+      text.append(t(` ${p} for it`, `它的概率 ${p}`));
     }
     this.said.replaceChildren(text, bars(rows));
   }

@@ -76,6 +76,7 @@ export class Look {
 /** 0.4321 → "43%": two digits, and no more of a small one than that it is small. */
 export function percent(p) {
   if (p == null) return "–";
+  if (p === 0) return "0%";
   if (p > 0.9995 && p < 1) return ">99.9%";
   if (p >= 0.0995) return `${(100 * p).toFixed(p > 0.99 ? 1 : 0)}%`.replace("100.0", "100");
   if (p >= 0.00995) return `${(100 * p).toFixed(1)}%`;
@@ -83,7 +84,8 @@ export function percent(p) {
   return "<0.01%";
 }
 
-/** 1.23456 → "1.23". */
+/** 1.23456 → "1.23", 12345.6 → "12,346". */
 export function rounded(value, digits = 2) {
-  return value == null ? "–" : value.toFixed(digits);
+  if (value == null) return "–";
+  return value < 100 ? value.toFixed(digits) : Math.round(value).toLocaleString("en");
 }

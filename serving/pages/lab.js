@@ -47,7 +47,7 @@ async function start() {
 
 function build(models) {
   form = new Form({ models, onlook: lookAgain });
-  text = new TokenText({ onchoose: choose, onhover: hover });
+  text = new TokenText({ onchoose: chooseInText, onhover: hover });
   views.surprise = new SurpriseView();
   views.attention = new AttentionView({ onchoose: choose, onhover: hoverPair, onhead: askMore });
   views.lens = new LensView({ onchoose: choose, onhover: hover });
@@ -61,14 +61,13 @@ function build(models) {
     root.hidden = name !== view;
     parts.panel.append(root);
   }
-  parts.link = element("button", { class: "quiet", id: "link", onclick: copyLink });
-  parts.link.textContent = t("Copy link", "复制链接");
   const tabs = element("div", { class: "tabs", role: "tablist" }, ...Object.values(parts.tabs));
-  const shown = element("section", { class: "shown" }, parts.legend, text.root);
+  const { aside } = views.attention;
+  const shown = element("section", { class: "shown" }, parts.legend, text.root, aside);
   parts.result = element(
     "section",
     { class: "result", hidden: true },
-    element("div", { class: "head" }, parts.facts, parts.link),
+    parts.facts,
     tabs,
     element("div", { class: "split" }, shown, parts.panel),
   );
@@ -139,7 +138,7 @@ async function lookAgain() {
   if (!answer) return;
   const fragment = form.fragment();
   history.replaceState(null, "", fragment ?? location.pathname);
-  parts.link.hidden = fragment === null;
+  form.link.hidden = fragment === null;
   parts.request = wanted;
   look = new Look(answer);
   chosen = look.mostSurprising();
@@ -239,6 +238,12 @@ function colour() {
   }
 }
 
+/** From now on, what is said of the chosen token stays in sight on a phone. */
+function chooseInText(place) {
+  parts.result.classList.add("touched");
+  choose(place);
+}
+
 function choose(place) {
   chosen = place;
   text.mark(chosen);
@@ -274,20 +279,6 @@ function showFacts() {
     found.push(element("span", { class: "error" }, said));
   }
   parts.facts.replaceChildren(element("b", { class: "of" }, model), ...found);
-}
-
-async function copyLink() {
-  const done = (said) => {
-    parts.link.textContent = said;
-    setTimeout(() => (parts.link.textContent = t("Copy link", "复制链接")), 2000);
-  };
-  try {
-    await navigator.clipboard.writeText(location.href);
-    done(t("Copied", "已复制"));
-  } catch {
-    // a page that is not from this machine or https may not: the address bar has it anyway
-    done(t("It is in the address bar", "链接就在地址栏里"));
-  }
 }
 
 /** The likeliest tokens before the chosen one. */
