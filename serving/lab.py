@@ -179,7 +179,7 @@ def totals(
     cost is shared out over the others', as `held_out_loss` has it. None where nothing was measured.
     """
     chosen = [i for i in range(len(came)) if counts is None or counts[i]]
-    total = math.fsum(nats[i] for i in chosen) if chosen else math.nan
+    total = sum(nats[i] for i in chosen) if chosen else math.nan
     size = sum(int(tokenizer.token_bytes[came[i]]) for i in chosen)
     loss = total / len(chosen) if chosen else math.nan
     return {

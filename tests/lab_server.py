@@ -1,13 +1,12 @@
 """A small server of the /lab page alone: its routes, the static pages, the page's security policy.
 
-    python tests/lab_server.py NAME=FOLDER [NAME=FOLDER ...] [--port 8000]
+    python -m tests.lab_server NAME=FOLDER [NAME=FOLDER ...] [--port 8000]
 
 serves model folders (or runs) by hand, to look at the page while it is worked on.
 """
 
 import argparse
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,20 +14,18 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from dataset.tokenizer import Tokenizer, load_tokenizer
+from model.hf_format import load_model
+from model.inside import as_numbers, look_inside
+from model.model import MiniMindLM
+from serving import lab
+from serving.errors import APIError
 
-from dataset.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
-from model.hf_format import load_model  # noqa: E402
-from model.inside import as_numbers, look_inside  # noqa: E402
-from model.model import MiniMindLM  # noqa: E402
-from serving import lab  # noqa: E402
-from serving.errors import APIError  # noqa: E402
-
-PAGES = ROOT / "serving" / "pages"
+PAGES = Path(__file__).resolve().parent.parent / "serving" / "pages"
 POLICY = "default-src 'self'; img-src 'self' data:"
 
 
@@ -56,6 +53,12 @@ def make_app(models: dict, longest: int = lab.LONGEST) -> FastAPI:
     def refused(request: Request, error: APIError) -> JSONResponse:
         content = {"message": error.message, "param": error.param, "code": error.code}
         return JSONResponse({"error": content}, error.status)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # without the input, which FastAPI would send back: it may be what UTF-8 cannot write
+        said = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        return JSONResponse({"error": {"message": "; ".join(said)}}, 422)
 
     @app.middleware("http")
     async def policy(request: Request, call_next):

@@ -54,6 +54,16 @@ export class AttentionView {
     redrawn(this.frame, () => this.#draw());
   }
 
+  /** The layer and head that are chosen. */
+  wanted() {
+    return { layer: this.layer.value, head: this.head.value };
+  }
+
+  /** To the first of each, for another model. */
+  reset() {
+    this.layer.select.selectedIndex = this.head.select.selectedIndex = 0;
+  }
+
   show(look) {
     this.look = look;
     this.cell = null;

@@ -22,9 +22,22 @@ export function bars(rows) {
   return element("ol", { class: "bars" }, ...items);
 }
 
-/** The panel's content for the token at a place. */
-export function likeliestOf(look, place) {
-  return element("div", {}, ...heading(look, place), ...foretold(look, place));
+export class LikeliestView {
+  constructor() {
+    this.root = element("div", { class: "view surprise" });
+  }
+
+  show(look) {
+    this.look = look;
+  }
+
+  choose(place) {
+    this.root.replaceChildren(...heading(this.look, place), ...foretold(this.look, place));
+  }
+
+  hover(place) {
+    this.choose(place);
+  }
 }
 
 function heading(look, place) {

@@ -61,10 +61,12 @@ export class Look {
     return this.answer.characters[place];
   }
 
-  /** The place of the most surprising token that begins a word, or of any. */
+  /** The place of the most surprising token: of a chat's answer, and one that begins a word. */
   mostSurprising() {
     if (this.length < 2) return this.length;
-    const places = this.tokens.map((_, place) => place).slice(1);
+    const all = this.tokens.map((_, place) => place).slice(1);
+    const answer = all.filter((place) => this.answer.trained?.[place]);
+    const places = answer.length ? answer : all;
     const cost = (place) => {
       const nats = this.surprise(place) ?? -1;
       return /^[\s\p{Lo}]/u.test(this.pieceAt(place).text ?? "") ? nats + 1000 : nats;

@@ -32,6 +32,7 @@ export class TokenText {
   /** Another text. The token behind the last one stands for what would come next. */
   show(look) {
     this.look = look;
+    this.chosen = null;
     this.tokens = Array.from({ length: look.length + 1 }, (_, place) => this.#token(place));
     const children = [];
     this.tokens.forEach((token, place) => {
@@ -67,9 +68,12 @@ export class TokenText {
     this.root.className = `tokens ramp-${kind}`;
     this.tokens.forEach((token, place) => {
       const share = place < this.look.length ? shareOf(place) : null;
+      // in few steps: most weights are tiny, and what stays the same need not be drawn again
+      const value = share === null ? "none" : share.toFixed(2);
+      if (token.dataset.share === value) return;
+      token.dataset.share = value;
       token.classList.toggle("uncoloured", share === null);
-      token.style.setProperty("--share", share ?? 0);
-      token.style.removeProperty("--stripe");
+      token.style.setProperty("--share", share === null ? 0 : value);
     });
   }
 
@@ -79,6 +83,7 @@ export class TokenText {
     this.tokens.forEach((token, place) => {
       if (place >= this.look.length) return;
       token.classList.remove("uncoloured");
+      delete token.dataset.share;
       token.style.setProperty("--stripe", colourOf(place));
     });
   }
@@ -93,6 +98,14 @@ export class TokenText {
     }
     for (const token of this.root.querySelectorAll(".pointed")) token.classList.remove("pointed");
     for (const place of pointed) this.tokens[place]?.classList.add("pointed");
+  }
+
+  /** Scroll the text, where it scrolls by itself, to the chosen token; the page stays. */
+  reveal() {
+    const { root } = this;
+    const top = this.tokens[this.chosen].offsetTop - root.offsetTop;
+    const isSeen = top >= root.scrollTop && top + 30 <= root.scrollTop + root.clientHeight;
+    if (!isSeen) root.scrollTop = top - root.clientHeight / 2;
   }
 
   #onKey(event) {

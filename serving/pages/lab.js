@@ -6,7 +6,7 @@ import { legend, shareOfSurprise, shareOfWeight } from "./lab-colours.js";
 import { ExpertsView } from "./lab-experts.js";
 import { Form } from "./lab-form.js";
 import { LensView } from "./lab-lens.js";
-import { likeliestOf } from "./lab-likeliest.js";
+import { LikeliestView } from "./lab-likeliest.js";
 import { Look, rounded } from "./lab-look.js";
 import { TokenText } from "./lab-text.js";
 
@@ -15,6 +15,8 @@ const views = {}; // by the names of the tabs
 const parts = {}; // elements that are filled later
 let form;
 let text;
+let wanted = null; // what shall be looked at: a part of a request
+let shown = null; // … and what is shown
 let look = null; // the newest answer
 let view = "surprise";
 let chosen = 0;
@@ -48,8 +50,8 @@ async function start() {
 function build(models) {
   form = new Form({ models, onlook: lookAgain });
   text = new TokenText({ onchoose: chooseInText, onhover: hover });
-  views.surprise = new SurpriseView();
-  views.attention = new AttentionView({ onchoose: choose, onhover: hoverPair, onhead: askMore });
+  views.surprise = new LikeliestView();
+  views.attention = new AttentionView({ onchoose: choose, onhover: hoverPair, onhead: refresh });
   views.lens = new LensView({ onchoose: choose, onhover: hover });
   views.experts = new ExpertsView({ onchoose: choose, onhover: hover, onlayer: showView });
   parts.error = element("p", { class: "error", role: "alert", hidden: true });
@@ -63,13 +65,13 @@ function build(models) {
   }
   const tabs = element("div", { class: "tabs", role: "tablist" }, ...Object.values(parts.tabs));
   const { aside } = views.attention;
-  const shown = element("section", { class: "shown" }, parts.legend, text.root, aside);
+  const reading = element("section", { class: "reading" }, parts.legend, text.root, aside);
   parts.result = element(
     "section",
     { class: "result", hidden: true },
     parts.facts,
     tabs,
-    element("div", { class: "split" }, shown, parts.panel),
+    element("div", { class: "split" }, reading, parts.panel),
   );
   main.replaceChildren(intro(), form.root, parts.error, parts.result);
 }
@@ -121,7 +123,7 @@ function open(name) {
   parts.result.dataset.view = view;
   parts.panel.setAttribute("aria-labelledby", `tab-${view}`);
   if (!look) return;
-  if (isMissing()) askMore();
+  if (isMissing()) refresh();
   else showView();
 }
 
@@ -132,41 +134,49 @@ function isMissing() {
 }
 
 /** Look at what is in the form, from the beginning. */
-async function lookAgain() {
-  const wanted = form.request();
-  const answer = await request(wanted);
+function lookAgain() {
+  if (wanted && wanted.model !== form.request().model) views.attention.reset();
+  wanted = form.request();
+  return refresh();
+}
+
+/** Ask for what is wanted, another text or more of this one, and show it. */
+async function refresh() {
+  const fields = wanted;
+  const asking = view;
+  const answer = await request(fields);
   if (!answer) return;
+  look = new Look(answer);
+  if (shown !== fields) {
+    shown = fields;
+    keepInAddress();
+    chosen = look.mostSurprising();
+    text.show(look);
+  }
+  showAll();
+  if (view !== asking && isMissing()) refresh();
+}
+
+/** A link to this text, unless it is too long for one. */
+function keepInAddress() {
   const fragment = form.fragment();
   history.replaceState(null, "", fragment ?? location.pathname);
   form.link.hidden = fragment === null;
-  parts.request = wanted;
-  look = new Look(answer);
-  chosen = look.mostSurprising();
-  showAll();
-}
-
-/** Ask for more of the same text: another head, or what another view shows. */
-async function askMore() {
-  const answer = await request(parts.request);
-  if (!answer) return;
-  look = new Look(answer);
-  showAll();
 }
 
 /** The server's answer, or null when it refuses or a newer request was made meanwhile. */
 async function request(fields) {
   const number = ++asked;
-  const body = { ...fields };
-  if (view === "attention") {
-    body.layer = views.attention.layer.value;
-    body.head = views.attention.head.value;
-  }
-  body.lens = view === "lens";
+  const body = { ...fields, lens: view === "lens" };
+  if (view === "attention") Object.assign(body, views.attention.wanted());
   busy(true);
   try {
     return await latest(number, body);
   } catch (error) {
-    if (number === asked) showError(error);
+    if (number === asked) {
+      showError(error);
+      wanted = shown;
+    }
     return null;
   } finally {
     if (number === asked) busy(false);
@@ -198,12 +208,10 @@ function showError(error) {
 function showAll() {
   parts.result.hidden = false;
   parts.tabs.experts.hidden = !look.experts;
-  text.show(look);
   for (const each of Object.values(views)) each.show(look);
   showFacts();
   if (view === "experts" && !look.experts) open("surprise");
-  else if (isMissing()) askMore();
-  else showView();
+  else if (!isMissing()) showView();
 }
 
 /** The open view and the text beside it. */
@@ -211,16 +219,16 @@ function showView() {
   parts.result.dataset.view = view;
   colour();
   text.mark(chosen);
+  text.reveal();
   views[view].choose(chosen);
 }
 
 function colour() {
-  const layer = views.attention.layer.value + 1;
-  const head = views.attention.head.value + 1;
   if (view === "attention") {
     const row = look.attention(Math.min(chosen, look.length - 1));
     text.paint("attention", (place) => (row[place] == null ? null : shareOfWeight(row[place])));
-    const title = t(`layer ${layer}, head ${head}`, `第 ${layer} 层第 ${head} 头`);
+    const { layer, head } = views.attention.wanted();
+    const title = t(`layer ${layer + 1}, head ${head + 1}`, `第 ${layer + 1} 层第 ${head + 1} 头`);
     parts.legend.replaceChildren(
       legend("attention", t("what the chosen token looks at · ", "所选词元在看什么 · "), title),
     );
@@ -247,6 +255,7 @@ function chooseInText(place) {
 function choose(place) {
   chosen = place;
   text.mark(chosen);
+  text.reveal();
   if (view === "attention") colour();
   views[view].choose(chosen);
 }
@@ -279,25 +288,6 @@ function showFacts() {
     found.push(element("span", { class: "error" }, said));
   }
   parts.facts.replaceChildren(element("b", { class: "of" }, model), ...found);
-}
-
-/** The likeliest tokens before the chosen one. */
-class SurpriseView {
-  constructor() {
-    this.root = element("div", { class: "view surprise", "aria-live": "polite" });
-  }
-
-  show(shown) {
-    this.look = shown;
-  }
-
-  choose(place) {
-    this.root.replaceChildren(likeliestOf(this.look, place));
-  }
-
-  hover(place) {
-    this.choose(place);
-  }
 }
 
 start();
