@@ -296,7 +296,7 @@ def test_a_link_brings_the_same_text_and_chat_back(open_page):
     page.fill("#user", "你好 & <b>")
     page.fill("#assistant", "The cat.")
     page.click("button[type=submit]")
-    page.wait_for_selector("text=the answer alone")
+    page.wait_for_selector("text=which training counts")
     assert page.locator(".tokens .control").count() == 4
     other = open_page("#" + page.url.partition("#")[2])
     assert other.input_value("#user") == "你好 & <b>"

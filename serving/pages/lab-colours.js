@@ -1,12 +1,15 @@
-// From numbers to colours. The colours themselves are in lab.css, dark and light; what is text stays
-// readable on each of them, and each scale runs from pale to strong, so that it is read without hue.
+// From numbers to colours. The colours themselves are in lab.css, dark and light: text can be read
+// on each of them, and each scale runs from pale to strong, so that no hue need be told apart.
 
 import { element } from "./common.js";
 
 const MOST_NATS = 10; // from here on as strong as can be
 
 // Okabe and Ito's eight, which people with any kind of colour vision tell apart.
-const EIGHT = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#9a9a9a"];
+const EIGHT = [
+  ...["#e69f00", "#56b4e9", "#009e73", "#f0e442"],
+  ...["#0072b2", "#d55e00", "#cc79a7", "#9a9a9a"],
+];
 
 /** Where on the scale a surprise lies, 0 to 1: the root, since most tokens cost little. */
 export function shareOfSurprise(nats) {

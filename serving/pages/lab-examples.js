@@ -6,8 +6,8 @@ const TEXTS = {
   en: [
     "Once upon a time, there was a curious girl named Zoe. She did not like the night, because " +
       "her room was so dark. One night, she woke up and saw something tall in the corner. It " +
-      "looked like a big monster. Dad came and sat down on the bed. He turned on the light. It was " +
-      "only an elephant on a chair! Zoe began to laugh.",
+      "looked like a big monster. Dad came and sat down on the bed. He turned on the light. It " +
+      "was only an elephant on a chair! Zoe began to laugh.",
     "The opposite of hot is cold. The opposite of early is late. The capital of France is Paris. " +
       "The capital of Italy is spaghetti. 3 + 4 = 7. 2 + 5 = 7. 6 + 1 = 9.",
   ],

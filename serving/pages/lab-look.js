@@ -69,7 +69,7 @@ export class Look {
     const places = answer.length ? answer : all;
     const cost = (place) => {
       const nats = this.surprise(place) ?? -1;
-      return /^[\s\p{Lo}]/u.test(this.pieceAt(place).text ?? "") ? nats + 1000 : nats;
+      return /^[\s\p{Lo}\p{N}]/u.test(this.pieceAt(place).text ?? "") ? nats + 1000 : nats;
     };
     return places.reduce((best, place) => (cost(place) > cost(best) ? place : best));
   }

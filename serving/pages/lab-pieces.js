@@ -5,7 +5,10 @@ import { element, t } from "./common.js";
 const MARKS = { " ": "·", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽", "\u3000": "□" };
 
 // Invisible, or turning the direction of what stands around them.
-const UNSEEN = /[\u0000-\u001f\u007f-\u00a0\u00ad\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufe0e\ufeff]/;
+const UNSEEN = new RegExp(
+  "[\\u0000-\\u001f\\u007f-\\u00a0\\u00ad\\u061c\\u200b-\\u200f\\u2028-\\u202f" +
+    "\\u2060-\\u206f\\ufe0e\\ufeff]",
+);
 
 function mark(character) {
   if (character in MARKS) return MARKS[character];

@@ -280,7 +280,7 @@ function showFacts() {
   ];
   const found = [fact(`${look.length}`, t("tokens", "个词元")), ...measured(totals)];
   if (answer?.tokens) {
-    const title = t("the answer alone:", "仅看回答：");
+    const title = t("the answer, which training counts:", "回答（训练只计算它）：");
     found.push(element("span", { class: "muted" }, title), ...measured(answer));
   }
   if (leftOut) {
