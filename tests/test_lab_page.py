@@ -129,6 +129,7 @@ def test_text_is_shown_as_text_with_its_white_space(open_page, models):
     pieces = page.locator(".token:not(.coming)").all_inner_texts()
     ids, _ = looked_into(models, "base", TEXT)
     assert pieces[0] == "<|endoftext|>" and len(pieces) == len(ids)
+    assert "·cat" in "".join(pieces) and "↵" in "".join(pieces)
     data = b""
     for piece in pieces[1:]:
         hexadecimal = re.fullmatch("⟨([0-9A-F ]+)⟩", piece)
