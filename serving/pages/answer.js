@@ -27,7 +27,7 @@ const SENT = [
  * signal    ends it; what has arrived stays
  * changed   is called with the assistant's message whenever there is more of it
  *
- * Never throws: an answer that fails says so in its `finish` and `error`.
+ * An answer that fails says so in its `finish` and `error`; nothing is thrown for it.
  */
 export async function answer({ conversation, model, tools, versions, signal, changed }) {
   for (let round = 1; ; round++) {
@@ -64,6 +64,7 @@ function newAnswer(model) {
     reasoning_content: "",
     tool_calls: [],
     model: model.id,
+    continues: isBase(model),
     finish: null,
   };
 }

@@ -58,12 +58,10 @@ const view = new ConversationView(
   },
   {
     edit,
-    regenerate: askAgain,
-    retry: askAgain,
+    askAgain,
     showVersion: changeVersion,
     editEnded: () => composer.focus(),
     isRunning,
-    isBase: (message) => isBase(models.find(({ id }) => id === message.model)),
   },
 );
 const composer = new Composer(part("composer"), {
@@ -81,6 +79,7 @@ function draw() {
   document.title = conversation.title ? `${conversation.title} · MiniMind` : "MiniMind";
   list.draw(conversation);
   drawModels(model);
+  part("column").classList.toggle("text", isBase(model));
   composer.draw({
     running: isRunning(conversation),
     base: isBase(model),
@@ -184,6 +183,7 @@ function changeSettings(settings) {
   conversation.settings = settings;
   store("chat.settings", JSON.stringify(settings));
   if (conversation.messages.length) save(conversation);
+  view.draw();
   draw();
 }
 

@@ -5,18 +5,26 @@ import { element, t } from "./common.js";
 import { startOfTurn, toolResults } from "./conversations.js";
 import { AnswerView, UserView, copyText } from "./message_view.js";
 
-const AT_END = 48; // pixels from the end that still count as being there
+const AT_END = 24; // pixels from the end that still count as being there
 const SHARE = 4; // drawing takes at most 1/SHARE of the time, however slow it is
 
 export class ConversationView {
-  /** `actions`: edit, regenerate, retry, showVersion (each with an index), isRunning, isBase. */
+  /** `actions`: edit, askAgain, showVersion (each with an index), editEnded, isRunning. */
   constructor({ scroller, column, toEnd, announcer }, actions) {
     Object.assign(this, { scroller, column, toEnd, announcer, actions });
     this.views = new Map();
+    this.system = element("div", { class: "said" });
+    this.systemBox = element(
+      "details",
+      { class: "folded" },
+      element("summary", {}, t("System prompt", "系统提示词")),
+      this.system,
+    );
     this.waiting = null; // the frame or timer that draws next
     this.announced = null;
     this.atEnd = true;
     scroller.addEventListener("scroll", () => this.#noticeEnd(), { passive: true });
+    addEventListener("resize", () => this.atEnd && this.scrollToEnd()); // a phone's keyboard
     toEnd.addEventListener("click", () => this.scrollToEnd());
     column.addEventListener("click", ({ target }) => {
       const button = target.closest("[data-copy]");
@@ -28,7 +36,8 @@ export class ConversationView {
   show(conversation, opening) {
     this.conversation = conversation;
     this.views.clear();
-    this.column.replaceChildren(...(conversation.messages.length ? [] : [opening]));
+    this.column.replaceChildren(this.systemBox);
+    if (!conversation.messages.length) this.column.append(opening);
     this.draw();
     this.scrollToEnd();
   }
@@ -53,7 +62,9 @@ export class ConversationView {
 
   /** Draw all messages; those that are drawn already cost nothing. */
   draw() {
-    const { messages } = this.conversation;
+    const { messages, settings } = this.conversation;
+    this.system.textContent = settings.system ?? "";
+    this.systemBox.hidden = !settings.system?.trim();
     const shown = messages.filter(({ role }) => role !== "tool");
     this.#dropOthers(shown);
     for (const message of shown) {
@@ -76,7 +87,7 @@ export class ConversationView {
 
   #add(message) {
     const index = () => this.conversation.messages.indexOf(message);
-    const turn = () => startOfTurn(this.conversation, index());
+    const turn = () => startOfTurn(this.conversation, message);
     const { actions } = this;
     const view =
       message.role === "user"
@@ -85,15 +96,10 @@ export class ConversationView {
             editEnded: actions.editEnded,
             showVersion: (at) => actions.showVersion(index(), at),
           })
-        : new AnswerView(
-            message,
-            {
-              regenerate: () => actions.regenerate(turn()),
-              retry: () => actions.retry(turn()),
-              showVersion: (at) => actions.showVersion(index(), at),
-            },
-            actions.isBase(message),
-          );
+        : new AnswerView(message, {
+            again: () => actions.askAgain(turn()),
+            showVersion: (at) => actions.showVersion(index(), at),
+          });
     this.views.set(message, view);
     this.column.append(view.node);
     return view;
@@ -103,7 +109,7 @@ export class ConversationView {
     const { messages } = this.conversation;
     const results = toolResults(this.conversation, message);
     const next = messages[messages.indexOf(message) + 1 + results.length];
-    const last = next?.role !== "assistant";
+    const last = next?.role !== "assistant" || message.continues;
     const running = !next && this.actions.isRunning(this.conversation);
     view.update({ running, results, last });
     if (running) this.#announce(message, view.content.settled);

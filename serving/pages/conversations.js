@@ -4,9 +4,11 @@
 // A conversation: {id, title, renamed, created, updated, settings, messages}. A message:
 //
 //     {role: "user", content}
-//     {role: "assistant", content, reasoning_content, tool_calls, model, finish, error, usage,
-//      seconds, seconds_to_first}      finish: as the server says it, or "stopped", "error"; null
-//                                      while it arrives, and where the page was left before its end
+//     {role: "assistant", content, reasoning_content, tool_calls, model, continues, finish, error,
+//      usage, seconds, seconds_to_first}
+//         continues: what a base model wrote, which goes on where the text before it ends
+//         finish: as the server says it, or "stopped", "error"; null while it arrives, and where
+//         the page was left before its end
 //     {role: "tool", tool_call_id, name, content, failed}
 //
 // Where a message was edited or an answer asked for again, the first new message has
@@ -110,10 +112,11 @@ export function toolResults(conversation, message) {
   return results;
 }
 
-/** Where the turn of the message at `index` begins: behind the user's last words. */
-export function startOfTurn(conversation, index) {
-  let start = index;
-  while (start > 0 && conversation.messages[start - 1].role !== "user") start--;
+/** Where the turn of an answer begins: behind the user's last words. */
+export function startOfTurn({ messages }, answer) {
+  let start = messages.indexOf(answer);
+  if (answer.continues) return start;
+  while (start > 0 && messages[start - 1].role !== "user") start--;
   return start;
 }
 

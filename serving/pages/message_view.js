@@ -125,21 +125,20 @@ export function fitHeight(box) {
   box.style.height = `${box.scrollHeight + box.offsetHeight - box.clientHeight}px`;
 }
 
-/** An answer; `actions`: regenerate(), retry(), showVersion(at). */
+/** An answer; `actions`: again(), showVersion(at). */
 export class AnswerView {
-  /** `plain`: a base model's text, which is no Markdown and goes on where the user's ends. */
-  constructor(message, actions, plain = false) {
+  constructor(message, actions) {
     this.message = message;
     this.actions = actions;
     this.thinking = element("div", { class: "said" });
     this.thinkingSummary = element("summary");
     this.thinkingBox = element(
       "details",
-      { class: "thinking", hidden: true },
+      { class: "folded", hidden: true },
       this.thinkingSummary,
       this.thinking,
     );
-    this.content = plain ? new PlainView() : new MarkdownView();
+    this.content = message.continues ? new PlainView() : new MarkdownView();
     this.calls = element("div", { class: "calls" });
     this.problem = element("div", { class: "problem", role: "alert", hidden: true });
     this.footer = element("footer");
@@ -199,7 +198,7 @@ export class AnswerView {
     const retry = last && (error || finish === null);
     this.problem.replaceChildren(
       told ?? "",
-      retry ? element("button", { type: "button", onclick: this.actions.retry }, t("Retry", "重试")) : "",
+      retry ? element("button", { type: "button", onclick: this.actions.again }, t("Retry", "重试")) : "",
     );
   }
 
@@ -208,10 +207,10 @@ export class AnswerView {
     if (this.drawnFooter === state) return;
     this.drawnFooter = state;
     const copy = action(t("Copy", "复制"), () => copyText(this.message.content, copy));
-    const buttons = [copy, action(t("Regenerate", "重新生成"), this.actions.regenerate)];
+    const buttons = [copy, action(t("Regenerate", "重新生成"), this.actions.again)];
     this.footer.replaceChildren(
       versionSwitch(running ? null : this.message.versions, this.actions.showVersion),
-      element("span", { class: "stats muted" }, running ? "" : statistics(this.message)),
+      element("span", { class: "stats muted" }, ...(running ? [] : statistics(this.message))),
       ...(last && !running ? buttons : []),
     );
   }
@@ -256,39 +255,42 @@ function explanation(finish, message) {
   }
 }
 
-/** "12 tokens · 34.5 tokens/s · …": what an answer took. */
-function statistics(message) {
-  const { usage, seconds_to_first: toFirst, model } = message;
-  const parts = [];
+/** "12 tokens · 34.5 tokens/s · …": what an answer took, as nodes. */
+function statistics({ usage, seconds_to_first: toFirst, model, ...timing }) {
   const number = new Intl.NumberFormat(language());
+  const parts = [];
   if (usage) {
-    const cached = usage.prompt_tokens_details?.cached_tokens;
-    const prompt = number.format(usage.prompt_tokens);
-    const known = cached ? t(`, ${cached} cached`, `，其中 ${cached} 来自缓存`) : "";
     const count = number.format(usage.completion_tokens);
-    parts.push(usage.completion_tokens === 1 ? t("1 token", "1 词元") : t(`${count} tokens`, `${count} 词元`));
-    const speed = tokensPerSecond(message);
-    if (speed) parts.push(t(`${speed.toFixed(1)} tokens/s`, `${speed.toFixed(1)} 词元/秒`));
-    if (toFirst) parts.push(t(`first after ${toFirst.toFixed(2)} s`, `首词 ${toFirst.toFixed(2)} 秒`));
+    parts.push(count === "1" ? t("1 token", "1 词元") : t(`${count} tokens`, `${count} 词元`));
+    const speed = tokensPerSecond({ usage, seconds_to_first: toFirst, ...timing })?.toFixed(1);
+    if (speed) parts.push(t(`${speed} tokens/s`, `${speed} 词元/秒`));
+    const cached = usage.prompt_tokens_details?.cached_tokens;
+    const known = cached ? t(` (${cached} cached)`, `（${cached} 来自缓存）`) : "";
+    const prompt = number.format(usage.prompt_tokens);
     parts.push(t(`prompt ${prompt}${known}`, `提示 ${prompt}${known}`));
   }
   if (model) parts.push(model);
-  return parts.join(" · ");
+  const first = toFirst?.toFixed(2);
+  const wait = first ? t(`first after ${first} s`, `首词 ${first} 秒`) : null;
+  // on a phone there is no room for the last of it
+  return [parts.join(" · "), wait ? element("span", { class: "wide" }, ` · ${wait}`) : ""];
 }
 
 function callElement({ id, function: called }, results, running) {
   const result = results.find((message) => message.tool_call_id === id);
   const waiting = running ? t("running…", "运行中…") : t("not run", "未运行");
-  const outcome = result
-    ? element("pre", { class: result.failed ? "error" : null }, result.content)
-    : element("p", { class: "muted" }, waiting);
+  const rows = [
+    [t("Tool", "工具"), called.name],
+    [t("Given", "参数"), readable(called.arguments)],
+    [t("Result", "结果"), result?.content ?? waiting, result?.failed ? "error" : null],
+  ];
   return element(
-    "div",
+    "dl",
     { class: "call" },
-    element("p", {}, element("span", { class: "muted" }, t("Tool", "工具"), " "), element("code", {}, called.name)),
-    element("pre", {}, readable(called.arguments)),
-    element("span", { class: "muted" }, t("Result", "结果")),
-    outcome,
+    ...rows.flatMap(([name, text, kind]) => [
+      element("dt", { class: "muted" }, name),
+      element("dd", { class: kind }, text),
+    ]),
   );
 }
 
