@@ -50,10 +50,10 @@ def delta(finish: str | None = None, **fields: object) -> dict:
     }
 
 
-def says(*pieces: str, finish: str = "stop", **fields: object) -> list:
+def says(*pieces: str | Wait, finish: str = "stop", **fields: object) -> list:
     """The script of an answer that arrives in these pieces."""
     usage = {**delta(), "choices": [], "usage": USAGE}
-    chunks = [delta(content=piece) for piece in pieces]
+    chunks = [piece if isinstance(piece, Wait) else delta(content=piece) for piece in pieces]
     return [delta(role="assistant", content="", **fields), *chunks, delta(finish), usage, "[DONE]"]
 
 
@@ -83,10 +83,10 @@ class FakeServer:
     def reset(self) -> None:
         self.scripts: list = []
         self.asked: list[tuple[str, dict]] = []
-        self.headers: list[dict] = []
         self.models = MODELS
         self.tools = [CALCULATOR]
         self.key: str | None = None
+        self.packet_size: int | None = None  # bytes that are sent together
         self.left = threading.Event()  # a client has gone before its answer ended
 
     @property
@@ -105,8 +105,11 @@ class FakeServer:
                     raise ConnectionError("as the script says")
                 else:
                     data = step if isinstance(step, str) else json.dumps(step)
-                    yield f"data: {data}\n\n".encode()
-                    await asyncio.sleep(0.002)
+                    event = f"data: {data}\n\n".encode()
+                    size = self.packet_size or len(event)
+                    for at in range(0, len(event), size):
+                        yield event[at : at + size]
+                        await asyncio.sleep(0.002)
         except (asyncio.CancelledError, GeneratorExit):
             self.left.set()
             raise

@@ -39,6 +39,7 @@ const runs = new Map(); // conversation id → AbortController of the answer tha
 let models = [];
 let tools = [];
 let conversation;
+let leaving = false; // the page: nothing is saved any more
 
 const isRunning = ({ id }) => runs.has(id);
 
@@ -170,7 +171,7 @@ function remove(removed) {
 }
 
 function save(changed) {
-  if (saveConversation(changed)) return;
+  if (leaving || saveConversation(changed)) return;
   notice(
     t(
       "This browser has no room left: what is new will be gone when the page is left. Export or delete conversations.",
@@ -305,9 +306,12 @@ part("model").addEventListener("change", ({ target }) => {
 });
 list.side.querySelector(".new").title = shortcut("K");
 addEventListener("hashchange", show);
+// The connection breaks when the page is left, which is no error of the answer: saved is what stood.
 addEventListener("pagehide", () => {
   for (const id of runs.keys()) save(conversationOf(id));
+  leaving = true;
 });
+addEventListener("pageshow", () => (leaving = false));
 // Another tab has changed a conversation. What is being answered here is ours to keep.
 addEventListener("storage", ({ key }) => {
   if ([...runs.keys()].some((id) => key?.endsWith(id))) return;

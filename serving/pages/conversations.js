@@ -176,12 +176,9 @@ function plainAnswer(messages, index) {
   return [answer, ...answers];
 }
 
-/** A conversation as a JSON text that train_full_sft.py can learn from, too. */
+/** A conversation as a JSON list of one record, which train_full_sft.py can learn from, too. */
 export function exported(conversation) {
   const { title, created, updated, settings } = conversation;
-  return JSON.stringify(
-    { title, created, updated, settings, messages: plainMessages(conversation) },
-    null,
-    2,
-  );
+  const record = { title, created, updated, settings, messages: plainMessages(conversation) };
+  return JSON.stringify([record], null, 2);
 }

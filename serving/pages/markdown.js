@@ -5,7 +5,7 @@
 // Everything is built from elements and text nodes: HTML in a text is text.
 
 import { element, t } from "./common.js";
-import { inlineNodes } from "./markdown_inline.js";
+import { around, inlineNodes } from "./markdown_inline.js";
 
 const MAX_DEPTH = 6; // of lists and quotes in each other; deeper is text
 const HEADING = /^ {0,3}(#{1,6})(?=[ \t]|$)/;
@@ -189,44 +189,41 @@ export function blockElement(block) {
   switch (block.type) {
     case "heading":
       // the page has headings of its own above these
-      return element(`h${Math.min(6, block.level + 2)}`, {}, ...inlineNodes(block.text));
+      return around(`h${Math.min(6, block.level + 2)}`, inlineNodes(block.text));
     case "rule":
       return element("hr");
     case "code":
       return codeElement(block);
     case "quote":
-      return element("blockquote", {}, ...block.blocks.map(blockElement));
+      return around("blockquote", block.blocks.map(blockElement));
     case "list": {
       const start = block.ordered && block.first !== 1 ? block.first : null;
-      return element(block.ordered ? "ol" : "ul", { start }, ...block.items.map(itemElement));
+      return around(block.ordered ? "ol" : "ul", block.items.map(itemElement), { start });
     }
     case "table":
       return tableElement(block);
     default:
-      return element("p", {}, ...inlineNodes(block.text));
+      return around("p", inlineNodes(block.text));
   }
 }
 
 function itemElement(blocks) {
   const opening = blocks[0]?.type === "paragraph" ? inlineNodes(blocks[0].text) : [];
   const rest = opening.length ? blocks.slice(1) : blocks;
-  return element("li", {}, ...opening, ...rest.map(blockElement));
+  return around("li", [...opening, ...rest.map(blockElement)]);
 }
 
 function tableElement({ head, sides, rows }) {
   const row = (cells, tag) =>
-    element("tr", {}, ...head.map((_, column) => cell(tag, cells[column] ?? "", sides[column])));
-  const cell = (tag, text, side) => element(tag, { class: side }, ...inlineNodes(text));
-  return element(
-    "div",
-    { class: "table" },
-    element(
-      "table",
-      {},
-      element("thead", {}, row(head, "th")),
-      element("tbody", {}, ...rows.map((cells) => row(cells, "td"))),
-    ),
+    around("tr", head.map((_, column) => cell(tag, cells[column] ?? "", sides[column])));
+  const cell = (tag, text, side) => around(tag, inlineNodes(text), { class: side });
+  const table = element(
+    "table",
+    {},
+    element("thead", {}, row(head, "th")),
+    around("tbody", rows.map((cells) => row(cells, "td"))),
   );
+  return element("div", { class: "table" }, table);
 }
 
 function codeElement({ language, text }) {

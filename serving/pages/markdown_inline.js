@@ -23,9 +23,10 @@ const SPECIAL = new RegExp(
     .join("|"),
   "g",
 );
-const DESTINATION = /\([ \n]*<?([^\s<>()]*(?:\([^\s()]*\)[^\s<>()]*)*)>?(?:[ \n]+"[^"]*")?[ \n]*\)/y;
+const DESTINATION = /\([ \n]*<?([^\s<>()]*(?:\([^\s()]*\)[^\s<>()]*)*)>?(?:[ \n]+(?:"[^"]*"|'[^']*'))?[ \n]*\)/y;
 const SAFE = ["http:", "https:", "mailto:"];
 const WORD = /[\p{L}\p{N}]/u;
+const IN_ADDRESS = /[a-z0-9:]/i; // before a "https:" that is part of another address
 
 /** The address if a click on it may be allowed (absolute http, https or mailto), else null. */
 export function safeAddress(address) {
@@ -35,6 +36,13 @@ export function safeAddress(address) {
   } catch {
     return null;
   }
+}
+
+/** An element around nodes and texts, of which there may be more than a call has room for. */
+export function around(tag, nodes, attributes = {}) {
+  const made = element(tag, attributes);
+  for (const node of nodes) made.append(node);
+  return made;
 }
 
 /** The DOM nodes of a text with inline Markdown. */
@@ -58,8 +66,9 @@ export function inlineNodes(text) {
     else if (url) {
       const address = withoutEnd(url);
       at = match.index + address.length;
-      const inLink = openers.some((opener) => opener.marker === "[");
-      nodes.push((!inLink && link(address, [address])) || address);
+      const linked = openers.some((opener) => opener.marker === "[");
+      const isPart = IN_ADDRESS.test(text[match.index - 1] ?? "");
+      nodes.push((!linked && !isPart && link(address, [address])) || address);
     }
   }
   nodes.push(text.slice(at));
@@ -69,7 +78,7 @@ export function inlineNodes(text) {
 function link(address, children) {
   const href = safeAddress(address);
   if (href === null) return null;
-  return element("a", { href, target: "_blank", rel: "noopener noreferrer" }, ...children);
+  return around("a", children, { href, target: "_blank", rel: "noopener noreferrer" });
 }
 
 function pushOpener(nodes, openers, opener, text) {
@@ -134,7 +143,7 @@ function closeMarkers(char, left, nodes, openers) {
     if (opener.index === nodes.length - 1) return left; // nothing stands between
     const used = Math.min(2, opener.left, left);
     const tag = char === "~" ? "del" : used === 2 ? "strong" : "em";
-    const made = element(tag, {}, ...nodes.splice(opener.index + 1));
+    const made = around(tag, nodes.splice(opener.index + 1));
     left -= used;
     opener.left -= used;
     openers.length = place;

@@ -195,7 +195,7 @@ export class AnswerView {
     this.drawnProblem = state;
     this.problem.hidden = !told;
     this.problem.classList.toggle("error", Boolean(error));
-    const retry = last && (error || finish === null);
+    const retry = told && last && (error || finish === null);
     this.problem.replaceChildren(
       told ?? "",
       retry ? element("button", { type: "button", onclick: this.actions.again }, t("Retry", "重试")) : "",
