@@ -123,9 +123,9 @@ def make_app(server: FakeServer) -> FastAPI:
     async def guard(request: Request, call_next):
         path = request.url.path
         given = request.headers.get("authorization")
-        if server.key and path != "/" and not path.startswith("/pages"):
-            if given != f"Bearer {server.key}":
-                return refuses("Incorrect API key", 401)
+        is_open = path == "/" or path.startswith("/pages")
+        if server.key and not is_open and given != f"Bearer {server.key}":
+            return refuses("Incorrect API key", 401)
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = POLICY
         return response

@@ -127,9 +127,7 @@ function addChoice(message, { delta, text, finish_reason: finish }) {
   message.content += delta?.content ?? text ?? "";
   message.reasoning_content += delta?.reasoning_content ?? "";
   for (const piece of delta?.tool_calls ?? []) addCall(message.tool_calls, piece);
-  return Boolean(
-    delta?.content || text || delta?.reasoning_content || delta?.tool_calls?.length,
-  );
+  return Boolean(delta?.content || text || delta?.reasoning_content || delta?.tool_calls?.length);
 }
 
 function addCall(calls, piece) {

@@ -38,6 +38,7 @@ const part = (id) => document.getElementById(id);
 const runs = new Map(); // conversation id → AbortController of the answer that arrives
 let models = [];
 let tools = [];
+let known = false; // which models and tools the server has now
 let conversation;
 let leaving = false; // the page: nothing is saved any more
 
@@ -69,7 +70,10 @@ const composer = new Composer(part("composer"), {
   send,
   stop,
   editLast: () => view.editLast(),
-  toggle: (name) => changeSettings({ ...conversation.settings, [name]: !conversation.settings[name] }),
+  toggle: (name) => {
+    const { settings } = conversation;
+    changeSettings({ ...settings, [name]: !settings[name] });
+  },
 });
 const settingsDialog = new SettingsDialog(part("settings"), changeSettings);
 
@@ -107,10 +111,11 @@ function drawModels(model) {
 
 function opening() {
   const kind = isBase(modelOf(conversation)) ? "base" : "chat";
+  const title = kind === "base" ? t("Begin a text", "写一个开头") : t("Say hello", "打个招呼");
   return element(
     "div",
     { class: "opening" },
-    element("h2", {}, kind === "base" ? t("Begin a text", "写一个开头") : t("Say hello", "打个招呼")),
+    element("h2", {}, title),
     ...EXAMPLES[kind][language()].map((text) =>
       element("button", { type: "button", onclick: () => composer.fill(text) }, text),
     ),
@@ -121,7 +126,8 @@ function opening() {
 function notice(text, retry = null) {
   part("notice").hidden = !text;
   part("notice").replaceChildren(text);
-  if (retry) part("notice").append(element("button", { type: "button", onclick: retry }, t("Retry", "重试")));
+  if (!retry) return;
+  part("notice").append(element("button", { type: "button", onclick: retry }, t("Retry", "重试")));
 }
 
 // ---- conversations ----
@@ -174,7 +180,8 @@ function save(changed) {
   if (leaving || saveConversation(changed)) return;
   notice(
     t(
-      "This browser has no room left: what is new will be gone when the page is left. Export or delete conversations.",
+      "This browser has no room left: what is new will be gone when the page is left. " +
+        "Export or delete conversations.",
       "浏览器存储空间已满：离开页面后新内容会丢失。请导出或删除一些对话。",
     ),
   );
@@ -199,7 +206,8 @@ function changeVersion(index, at) {
 
 /** The model that a conversation is with: the one chosen, or else the server's first. */
 function modelOf({ settings }) {
-  return models.find(({ id }) => id === settings.model) ?? models[0] ?? { id: settings.model ?? "" };
+  const chosen = models.find(({ id }) => id === settings.model);
+  return chosen ?? models[0] ?? { id: settings.model ?? "" };
 }
 
 /** Send what the user wrote; false where it cannot be sent now. */
@@ -243,7 +251,7 @@ async function run(versions) {
   draw();
   const saving = setInterval(() => save(asked), SAVE_EVERY);
   try {
-    if (!models.length) await loadServer();
+    if (!known) await loadServer();
     await answer({
       conversation: asked,
       model: modelOf(asked),
@@ -255,6 +263,7 @@ async function run(versions) {
   } finally {
     clearInterval(saving);
     runs.delete(asked.id);
+    known &&= !asked.messages.at(-1).error; // after an error it may be another server
     if (conversationOf(asked.id) === asked) save(asked);
     if (asked === conversation) view.draw();
     draw();
@@ -267,6 +276,7 @@ async function run(versions) {
 async function loadServer() {
   try {
     models = (await requestJSON("/v1/models")).data;
+    known = true;
     notice("");
   } catch (error) {
     notice(error.message, loadServer);
@@ -306,7 +316,7 @@ part("model").addEventListener("change", ({ target }) => {
 });
 list.side.querySelector(".new").title = shortcut("K");
 addEventListener("hashchange", show);
-// The connection breaks when the page is left, which is no error of the answer: saved is what stood.
+// The connection breaks when the page is left. That is no error of the answer: saved is what stood.
 addEventListener("pagehide", () => {
   for (const id of runs.keys()) save(conversationOf(id));
   leaving = true;

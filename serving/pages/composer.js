@@ -3,6 +3,8 @@
 import { element, t } from "./common.js";
 import { fitHeight, isSendKey } from "./message_view.js";
 
+const DRAFT = "minimind.draft"; // what stands in the box, while the tab is open
+
 export class Composer {
   /** `actions`: send(text) → whether it was taken, stop(), editLast(), toggle(name). */
   constructor(form, actions) {
@@ -23,8 +25,15 @@ export class Composer {
       if (this.running) actions.stop();
       else this.#send();
     });
-    this.box.addEventListener("input", () => fitHeight(this.box));
+    this.box.addEventListener("input", () => this.#changed());
     this.box.addEventListener("keydown", (event) => this.#key(event));
+    this.box.value = draft() ?? "";
+    fitHeight(this.box);
+  }
+
+  #changed() {
+    fitHeight(this.box);
+    draft(this.box.value);
   }
 
   #key(event) {
@@ -39,18 +48,19 @@ export class Composer {
   #send() {
     if (!this.actions.send(this.box.value)) return;
     this.box.value = "";
-    fitHeight(this.box);
+    this.#changed();
   }
 
   /** Write a text into the box as if the user had. */
   fill(text) {
     this.box.value = text;
-    fitHeight(this.box);
+    this.#changed();
     this.box.focus();
   }
 
+  /** Go back to the box; not on a phone, where that brings up the keyboard. */
   focus() {
-    this.box.focus();
+    if (matchMedia("(hover: hover)").matches) this.box.focus();
   }
 
   /** Draw what the model and the settings allow. */
@@ -60,7 +70,9 @@ export class Composer {
     const does = running ? t("Stop", "停止") : base ? t("Continue", "续写") : t("Send", "发送");
     this.button.setAttribute("aria-label", does);
     this.button.title = does;
-    const placeholder = base ? t("Text to go on from", "要续写的文字") : t("Say something", "说点什么");
+    const placeholder = base
+      ? t("Text to go on from", "要续写的文字")
+      : t("Say something", "说点什么");
     this.box.placeholder = placeholder;
     this.box.setAttribute("aria-label", placeholder);
     this.note.hidden = !base;
@@ -73,6 +85,17 @@ export class Composer {
     this.think.setAttribute("aria-pressed", String(Boolean(settings.think)));
     this.tools.setAttribute("aria-pressed", String(Boolean(settings.tools)));
   }
+}
+
+/** What was in the box, or keep what is. */
+function draft(text) {
+  try {
+    if (text === undefined) return sessionStorage.getItem(DRAFT);
+    sessionStorage.setItem(DRAFT, text);
+  } catch {
+    // a browser that keeps nothing
+  }
+  return null;
 }
 
 function toggle(label, onclick) {

@@ -4,7 +4,7 @@ import { element, t } from "./common.js";
 import { conversations, exported } from "./conversations.js";
 
 export class ConversationList {
-  /** `actions`: open(id), create(), rename(conversation, title), remove(conversation), isRunning. */
+  /** `actions`: open(id), create(), rename(conversation, title), remove(…), isRunning(…). */
   constructor({ side, toggle, shade }, actions) {
     Object.assign(this, { side, toggle, shade, actions });
     this.list = element("ul", {});
@@ -42,7 +42,9 @@ export class ConversationList {
 
   draw(current) {
     this.current = current;
-    const focused = this.list.contains(document.activeElement) && document.activeElement.dataset.id;
+    if (this.renaming) return; // drawn when that is done
+    const active = document.activeElement;
+    const focused = this.list.contains(active) ? active.dataset.id : null;
     this.list.replaceChildren(...conversations().map((each) => this.#item(each)));
     if (focused) this.list.querySelector(`[data-id="${focused}"]`)?.focus();
   }
@@ -63,7 +65,8 @@ export class ConversationList {
       title,
     );
     if (this.actions.isRunning(conversation)) {
-      open.append(element("span", { class: "dot", role: "img", "aria-label": t("answering", "回答中") }));
+      const name = t("answering", "回答中");
+      open.append(element("span", { class: "dot", role: "img", "aria-label": name }));
     }
     const item = element("li", { class: isCurrent ? "current" : null }, open);
     if (isCurrent) item.append(this.#actionsOf(conversation, item));
@@ -87,10 +90,10 @@ export class ConversationList {
 
   #rename(conversation, item) {
     const box = element("input", { "aria-label": t("Title", "标题"), maxlength: 200 });
-    let ended = false;
+    this.renaming = true;
     const end = (keep) => {
-      if (ended) return; // taking the box away takes its focus, too
-      ended = true;
+      if (!this.renaming) return; // taking the box away takes its focus, too
+      this.renaming = false;
       if (keep && box.value.trim()) this.actions.rename(conversation, box.value.trim());
       this.draw(this.current);
       this.list.querySelector(`[data-id="${conversation.id}"]`)?.focus();

@@ -3,7 +3,7 @@
 
 import { element, t } from "./common.js";
 import { startOfTurn, toolResults } from "./conversations.js";
-import { AnswerView, UserView, copyText } from "./message_view.js";
+import { AnswerView, UserView, copyText, problemOf } from "./message_view.js";
 
 const AT_END = 24; // pixels from the end that still count as being there
 const SHARE = 4; // drawing takes at most 1/SHARE of the time, however slow it is
@@ -113,7 +113,7 @@ export class ConversationView {
     const running = !next && this.actions.isRunning(this.conversation);
     view.update({ running, results, last });
     if (running) this.#announce(message, view.content.settled);
-    else if (this.announced?.message === message) this.#announce(message, message.content.length);
+    else if (this.announced?.message === message) this.#announceEnd(message);
   }
 
   // What is settled of an answer is read aloud, block by block: not every token, and not all again.
@@ -125,6 +125,13 @@ export class ConversationView {
     const text = message.content.slice(this.announced.end, end).trim();
     this.announced.end = end;
     if (text) this.announcer.append(element("p", {}, text));
+  }
+
+  #announceEnd(message) {
+    this.#announce(message, message.content.length);
+    const problem = problemOf(message);
+    if (problem) this.announcer.append(element("p", {}, problem));
+    this.announced = null;
   }
 
   /** Edit what the user said last; false where there is nothing. */

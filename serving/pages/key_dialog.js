@@ -24,11 +24,7 @@ export function keyDialog(dialog) {
       element(
         "footer",
         {},
-        element(
-          "button",
-          { type: "button", onclick: () => dialog.close("") },
-          t("Cancel", "取消"),
-        ),
+        element("button", { type: "button", onclick: () => dialog.close("") }, t("Cancel", "取消")),
         element("button", { class: "primary", value: "given" }, t("Go on", "继续")),
       ),
     ),

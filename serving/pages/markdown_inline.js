@@ -23,7 +23,9 @@ const SPECIAL = new RegExp(
     .join("|"),
   "g",
 );
-const DESTINATION = /\([ \n]*<?([^\s<>()]*(?:\([^\s()]*\)[^\s<>()]*)*)>?(?:[ \n]+(?:"[^"]*"|'[^']*'))?[ \n]*\)/y;
+const ADDRESS = /[ \n]*<?([^\s<>()]*(?:\([^\s()]*\)[^\s<>()]*)*)>?/;
+const TITLE = /(?:[ \n]+(?:"[^"]*"|'[^']*'))?[ \n]*/;
+const DESTINATION = new RegExp(`\\(${ADDRESS.source}${TITLE.source}\\)`, "y");
 const SAFE = ["http:", "https:", "mailto:"];
 const WORD = /[\p{L}\p{N}]/u;
 const IN_ADDRESS = /[a-z0-9:]/i; // before a "https:" that is part of another address

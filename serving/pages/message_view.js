@@ -140,7 +140,7 @@ export class AnswerView {
     );
     this.content = message.continues ? new PlainView() : new MarkdownView();
     this.calls = element("div", { class: "calls" });
-    this.problem = element("div", { class: "problem", role: "alert", hidden: true });
+    this.problem = element("div", { class: "problem", hidden: true });
     this.footer = element("footer");
     this.node = element(
       "article",
@@ -175,7 +175,8 @@ export class AnswerView {
     this.thinkingBox.hidden = !reasoning;
     if (!reasoning) return;
     const thinks = running && !content && !calls?.length;
-    this.thinkingSummary.textContent = thinks ? t("Thinking…", "思考中…") : t("Thoughts", "思考过程");
+    const summary = thinks ? t("Thinking…", "思考中…") : t("Thoughts", "思考过程");
+    this.thinkingSummary.textContent = summary;
     growText(this.thinking, reasoning);
   }
 
@@ -189,17 +190,19 @@ export class AnswerView {
 
   #drawProblem(running, last) {
     const { error, finish } = this.message;
-    const told = running ? null : (error ?? explanation(finish, this.message));
+    const told = running ? null : problemOf(this.message);
     const state = JSON.stringify([told, last]);
     if (this.drawnProblem === state) return;
     this.drawnProblem = state;
     this.problem.hidden = !told;
     this.problem.classList.toggle("error", Boolean(error));
     const retry = told && last && (error || finish === null);
-    this.problem.replaceChildren(
-      told ?? "",
-      retry ? element("button", { type: "button", onclick: this.actions.again }, t("Retry", "重试")) : "",
-    );
+    this.problem.replaceChildren(told ?? "");
+    if (retry) {
+      this.problem.append(
+        element("button", { type: "button", onclick: this.actions.again }, t("Retry", "重试")),
+      );
+    }
   }
 
   #drawFooter(running, last) {
@@ -233,13 +236,14 @@ class PlainView {
 
 function growText(node, text) {
   const drawn = node.firstChild?.data ?? "";
-  if (text.startsWith(drawn) && node.firstChild) node.firstChild.appendData(text.slice(drawn.length));
+  if (drawn && text.startsWith(drawn)) node.firstChild.appendData(text.slice(drawn.length));
   else node.textContent = text;
 }
 
-/** Why an answer ended, where that is worth a word. */
-function explanation(finish, message) {
-  switch (finish) {
+/** What went wrong with an answer, or why it ended where that is worth a word; else null. */
+export function problemOf(message) {
+  if (message.error) return message.error;
+  switch (message.finish) {
     case "length":
       return t("Cut off: the longest length was reached.", "已截断：达到最大长度。");
     case "stopped":
@@ -300,7 +304,8 @@ function readable(text) {
     const given = JSON.parse(text);
     if (given === null || typeof given !== "object" || Array.isArray(given)) return text;
     return Object.entries(given)
-      .map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`)
+      .map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)])
+      .map((pair) => pair.join(": "))
       .join("\n");
   } catch {
     return text;

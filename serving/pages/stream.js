@@ -20,7 +20,7 @@ export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-/** A response of the server; ServerError where it refuses or is gone. POST where there is a body. */
+/** A response of the server, to a POST where there is a body; ServerError where there is none. */
 export async function request(path, { body = null, signal = null } = {}) {
   for (;;) {
     const usedKey = key;
