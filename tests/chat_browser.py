@@ -1,13 +1,12 @@
-"""A browser, a server that does as it is told, and the hands and eyes of who uses the chat page."""
+"""Fixtures of the chat page's tests: a browser, visitors, and a server that does as it is told."""
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
 from fake_chat_server import FakeServer, running
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 expect.set_options(timeout=10_000)
 DESKTOP = {"width": 1280, "height": 800}
@@ -87,34 +86,3 @@ def pages(browser, served, server):
     for page in opened:
         check(page)
         page.context.close()
-
-
-def box(page: Page) -> Locator:
-    return page.locator("#box")
-
-
-def send(page: Page, text: str) -> None:
-    box(page).fill(text)
-    box(page).press("Enter")
-
-
-def answers(page: Page) -> Locator:
-    return page.locator(".answer .markdown")
-
-
-def press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).last.click()
-
-
-def kept(page: Page) -> list[dict]:
-    """The conversations in this browser's storage."""
-    values = page.evaluate(
-        "Object.entries(localStorage).filter(([k]) => k.startsWith('minimind.conversation.'))"
-        ".map(([, v]) => v)"
-    )
-    return [json.loads(value) for value in values]
-
-
-def idle(page: Page) -> None:
-    """Wait until no answer arrives."""
-    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from chat_browser import answers, box, idle, kept, press, send
+from chat_hands import answers, box, idle, kept, press, send
 from fake_chat_server import MODELS, USAGE, Wait, calls, delta, refuses, running, says
 from playwright.sync_api import expect
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from chat_browser import answers, box, idle, kept, press, send
+from chat_hands import answers, box, idle, kept, press, send
 from fake_chat_server import Wait, calls, delta, says
 from playwright.sync_api import expect
 
