@@ -89,11 +89,12 @@ class Fields:
 
 
 def check_messages(
-    messages: object, remarks: Remarks | None = None, name: str = "messages"
+    messages: object, remarks: Remarks | None = None, name: str = "messages", in_turn: bool = True
 ) -> tuple[list[dict], list | None]:
     """Messages in the checked form, and the tools found on the system message.
 
-    name  the field they are in, for errors and remarks
+    name     the field they are in, for errors and remarks
+    in_turn  whether roles have to come in the order that data is trained on
 
     Raises BadConversation.
     """
@@ -121,7 +122,7 @@ def check_messages(
                 continue  # it says nothing
             tools = tools or own_tools
         fields.count_unused(remarks, f"{name}[].")
-        if before not in MAY_FOLLOW[role]:
+        if in_turn and before not in MAY_FOLLOW[role]:
             after = f"after {before!r}" if before else "at the beginning"
             raise BadConversation("system first, then user and assistant in turn (tool after the "
                                   "assistant)", f"{role!r} {after} ({where})")  # fmt: skip

@@ -142,6 +142,13 @@ class Tokenizer:
             raise ValueError(f"{self.folder}: the tokenizer has no control token {token!r}")
         return self.control_tokens[token]
 
+    def bytes_of(self, id: int) -> bytes:
+        """The bytes of text that an id stands for, or a control token's name; b"" if it is unused.
+
+        Maybe a part of a character only: the bytes of several ids together are UTF-8.
+        """
+        return self._bytes_of_id.get(id, b"")
+
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """The text of some ids. Bytes that are not UTF-8 become U+FFFD; unused ids become nothing.
 

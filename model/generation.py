@@ -1,4 +1,7 @@
-"""Decoding: the KV cache, sampling, and a stream of token ids. Knows nothing of text.
+"""Decoding, the plain way: the KV cache and a stream of token ids. Knows nothing of text.
+
+`generate` is the loop to read and the one that everything faster is tested against;
+model/engine.py is what evaluation, chat and the server decode with.
 
 Shapes in this file:
     L  layers    B  rows    K  key/value heads    S  cached tokens    D  head_dim    V  vocab_size
@@ -13,10 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from model.attention import attention
 from model.config import LMConfig
 from model.model import MiniMindLM
-
-NUCLEUS_PREFIX = 128  # tokens looked at before all are sorted, for top_p
+from model.sampling import Draws, Sampler, Sampling
 
 
 class KVCache:
@@ -85,6 +88,10 @@ class LayerCache:
     def __init__(self, cache: KVCache, i: int):
         self.cache, self.i = cache, i
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of new tokens q [B, A, T, D] over all keys and values, k and v among them."""
+        return attention(q, *self.append(k, v), mask)
+
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new k, v [B, K, T, D]; return all keys and values so far [B, K, S, D]."""
         cache = self.cache
@@ -99,75 +106,6 @@ class LayerCache:
             keys[:, :, cache.length : end] = k
             values[:, :, cache.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
-
-
-def filter_logits(
-    logits: Tensor,
-    seen: Tensor,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-) -> Tensor:
-    """Logits float32 [B, V] of the distribution to draw from, -inf where a token is ruled out.
-
-    logits              [B, V], the model's
-    seen                int64 [B, S], the tokens so far, for the repetition penalty (Keskar et al.
-                        2019): their positive logits are divided by it, negative ones multiplied
-    temperature         divides the logits; 0 leaves them as they are, for the most probable token
-    top_k               only the k most probable tokens; 0 is no limit
-    top_p               only the smallest set of tokens whose probability reaches p (Holtzman 2019)
-
-    In this order, as transformers applies them.
-    """
-    logits = logits.float()
-    if repetition_penalty != 1:
-        scores = logits.gather(1, seen)
-        scores = torch.where(scores < 0, scores * repetition_penalty, scores / repetition_penalty)
-        logits = logits.scatter(1, seen, scores)
-    if temperature == 0:
-        return logits
-    logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    return keep_nucleus(logits, top_p) if top_p < 1 else logits
-
-
-def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Logits float32 [B, V], -inf outside the smallest set whose probability reaches top_p.
-
-    The set nearly always lies within the few most probable tokens, so these are looked at first;
-    only where they do not reach top_p are all tokens sorted.
-    """
-    log_sum = logits.logsumexp(-1, keepdim=True)
-    V = logits.shape[-1]
-    for k in (min(NUCLEUS_PREFIX, V), V):
-        ordered, index = logits.topk(k)  # [B, k], descending
-        probs = (ordered - log_sum).exp()
-        dropped = probs.cumsum(-1) - probs >= top_p  # what stands before already reaches p
-        if k == V or bool(dropped[:, -1].all()):
-            break
-    dropped[:, 0] = False
-    kept = ordered.masked_fill(dropped, -torch.inf)
-    return torch.full_like(logits, -torch.inf).scatter(1, index, kept)
-
-
-def sample(
-    logits: Tensor,
-    seen: Tensor,
-    temperature: float = 1.0,
-    generator: torch.Generator | None = None,
-    **filters,
-) -> Tensor:
-    """The next token of every row: int64 [B] from logits [B, V]; temperature 0 takes the best.
-
-    seen int64 [B, S] and filters (top_k, top_p, repetition_penalty) as in `filter_logits`.
-    """
-    logits = filter_logits(logits, seen, temperature, **filters)
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
 class PromptCache:
@@ -221,7 +159,7 @@ def compiled_next_logits(model: MiniMindLM) -> Callable[[MiniMindLM, Tensor, KVC
         options = {}
         if not model.config.use_moe:  # the chosen experts split the step, and the parts do ask
             options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-        on_gpu = _device_and_dtype(model)[0].type == "cuda"
+        on_gpu = device_and_dtype(model)[0].type == "cuda"
         if on_gpu:
             options["triton.cudagraphs"] = True  # what mode="reduce-overhead" does
         # torch finds compiled code by the function's code object: every model has one of its own
@@ -264,14 +202,16 @@ def generate(
     compile; meant for a model from `decoding_layers.for_decoding`, whose layers stay: one that gets
     an adapter afterwards has to be made anew. On a GPU calls that share a prompt_cache share the
     CUDA graph; another cache is another graph.
-    sampling: temperature, top_k, top_p, repetition_penalty as in `sample`. seed: makes the draw
-    repeatable. Ends early when the model's max_position_embeddings are used up. Raises ValueError
+    sampling: the fields of `Sampling`. seed: makes the draws repeatable. Ends
+    early when the model's max_position_embeddings are used up. Raises ValueError
     for an empty prompt or one that leaves no room.
     """
     room = room_after(model, prompt)
     max_new_tokens = min(max_new_tokens, room)
-    device, dtype = _device_and_dtype(model)
-    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    device, dtype = device_and_dtype(model)
+    vocab_size = model.config.vocab_size
+    draws = Draws(Sampling(**sampling), prompt, seed, 0, vocab_size, device)
+    sampler = Sampler([draws], device)
     total = len(prompt) + max_new_tokens
     slots = -(-total // 256) * 256  # so that a chat does not outgrow its cache at every turn
     prompt_cache = PromptCache() if prompt_cache is None else prompt_cache
@@ -288,8 +228,8 @@ def generate(
                 last = tokens[0, end - 1 : end][None]  # [1, 1], with strides that never change
                 logits = compiled_next_logits(model)(model, last, cache)
                 cache.next_slot()
-            tokens[:, end] = sample(logits, tokens[:, :end], generator=generator, **sampling)
-            token = int(tokens[0, end])
+            [token] = sampler.next(logits)
+            tokens[0, end] = token
             yield token
             if token in stop_ids:
                 return
@@ -310,7 +250,7 @@ def room_after(model: MiniMindLM, prompt: list[int]) -> int:
     return room
 
 
-def _device_and_dtype(model: MiniMindLM) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(model: MiniMindLM) -> tuple[torch.device, torch.dtype]:
     weight = model.model.norm.weight  # never quantised
     return weight.device, weight.dtype
 
@@ -329,16 +269,19 @@ def generate_batch(
 
     All prompts, of any lengths, run as one batch; rows that have finished leave it when they are
     half (compiled, they stay: every number of rows is compiled once). Arguments and errors as in
-    `generate`: the most probable tokens (temperature 0) are those of every prompt alone.
+    `generate`: the first row has its tokens, row i those of the seed's i-th sequence.
     """
     limits = [min(max_new_tokens, room_after(model, prompt)) for prompt in prompts]
-    device, dtype = _device_and_dtype(model)
-    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    device, dtype = device_and_dtype(model)
+    settings, vocab_size = Sampling(**sampling), model.config.vocab_size
+    draws = [
+        Draws(settings, prompt, seed, row, vocab_size, device) for row, prompt in enumerate(prompts)
+    ]
+    sampler = Sampler(draws, device)
     longest = max(len(prompt) for prompt in prompts)
     cache = KVCache(model.config, len(prompts), longest + max(limits), device, dtype)
-    # short prompts are filled up with their own first token, which changes no repetition penalty
-    filled = [prompt + prompt[:1] * (longest - len(prompt)) for prompt in prompts]
-    tokens = torch.tensor(filled, device=device)  # [B, longest + new tokens]
+    filled = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
+    tokens = torch.tensor(filled, device=device)  # [B, longest]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     logits = model(tokens, cache=cache, last_only=lengths - 1)[0][:, -1]
     fix_shapes(cache, lengths) if compiled else cache.set_lengths(lengths)
@@ -348,21 +291,20 @@ def generate_batch(
     rows = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
     going = [limit > 0 for limit in limits]
     while any(going):
-        new = sample(logits, tokens, generator=generator, **sampling)  # [B]
-        for at, (row, token) in enumerate(zip(rows, new.tolist())):
+        new = sampler.next(logits)
+        for at, (row, token) in enumerate(zip(rows, new)):
             if going[at]:
                 answers[row].append(token)
                 going[at] = token not in stop_ids and len(answers[row]) < limits[row]
         if not any(going):
             break
-        tokens = torch.cat((tokens, new[:, None]), dim=1)
         if 2 * sum(going) <= len(rows) and not compiled:
             kept = [at for at in range(len(rows)) if going[at]]
             rows, going = [rows[at] for at in kept], [True] * len(kept)
-            index = torch.tensor(kept, device=device)
-            cache.keep_rows(index)
-            tokens, new = tokens[index], new[index]
-        logits = step(model, new[:, None], cache)
+            new = [new[at] for at in kept]
+            cache.keep_rows(torch.tensor(kept, device=device))
+            sampler = Sampler([draws[row] for row in rows], device)
+        logits = step(model, torch.tensor(new, device=device)[:, None], cache)
         cache.next_slot()
     return answers
 

@@ -113,9 +113,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)  # [B, T, K, D]
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache.append(k, v)  # [B, K, S, D]
-        y = attention(q, k, v, mask)  # [B, A, T, D]
+        # [B, A, T, D]
+        y = attention(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -227,9 +226,10 @@ class MiniMindLM(nn.Module):
         token_mask    [B, T], 0 where a token is padding: left out of the auxiliary loss. None: all
                       tokens count.
         last_only     logits of the last position alone, for decoding; int64 [B]: of this position
-                      in each row instead, where prompts of several lengths are padded.
+                      in each row instead, where prompts of several lengths are padded; int64 [n]
+                      beside a single row: of these positions, as if they were rows.
 
-        Returns logits [B, T, V] ([B, 1, V] with last_only) and aux_loss, a float32 scalar:
+        Returns logits [B, T, V] ([B|n, 1, V] with last_only) and aux_loss, a float32 scalar:
         router_aux_loss_coef · load-balancing loss with experts, 0 without.
         """
         T = input_ids.shape[1]

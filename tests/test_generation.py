@@ -7,24 +7,14 @@ import pytest
 import torch
 from oracle_models import our_model, pair, random_ids, random_numbers
 from torch._dynamo.utils import counters
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from model.decoding_layers import for_decoding
 from model.generation import (
-    NUCLEUS_PREFIX,
     KVCache,
     PromptCache,
-    filter_logits,
     generate,
     generate_batch,
     greedy_answers,
-    sample,
 )
 
 # dense with plain positions, dense with YaRN, and experts
@@ -116,72 +106,6 @@ def test_cached_logits_equal_uncached_logits(models, chunks):
         difference = (torch.cat(parts, dim=1) - model(ids)[0]).abs().max()
     assert cache.length == 30
     assert difference <= 1e-4
-
-
-FILTERS = [
-    {},
-    {"temperature": 0.7},
-    {"temperature": 2.5},
-    {"top_k": 1},
-    {"top_k": 5},
-    {"top_k": 10_000},
-    {"top_p": 0.9},
-    {"top_p": 0.3},
-    {"top_p": 1e-6},
-    {"repetition_penalty": 1.5},
-    {"repetition_penalty": 0.6},
-    {"temperature": 0.8, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.2},
-    {"temperature": 1.7, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1},
-]
-
-
-@pytest.mark.parametrize("options", FILTERS, ids=str)
-def test_filters_give_the_distribution_of_transformers_processors(options):
-    """Penalty, temperature, top-k, top-p: the same tokens are left, with the same probabilities."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(16, 300, generator=generator) * 3
-    seen = torch.randint(300, (16, 40), generator=generator)  # with repeats
-    processors = LogitsProcessorList()
-    for key, processor in (
-        ("repetition_penalty", RepetitionPenaltyLogitsProcessor),
-        ("temperature", TemperatureLogitsWarper),
-        ("top_k", TopKLogitsWarper),
-        ("top_p", TopPLogitsWarper),
-    ):
-        if key in options:
-            processors.append(processor(options[key]))
-    before = logits.clone()
-    filtered = filter_logits(logits, seen, **options)
-    assert torch.equal(logits, before)
-    expected = processors(seen, logits)
-    assert torch.equal(filtered.isneginf(), expected.isneginf())
-    assert (filtered.softmax(-1) - expected.softmax(-1)).abs().max() <= 1e-6
-
-
-def test_sample_draws_from_the_filtered_distribution():
-    """Over many rows the drawn tokens have the frequencies of the filtered softmax."""
-    rows = 40_000
-    logits = torch.tensor([[2.0, 1.5, 1.0, 0.0, -1.0, -4.0]])
-    options = {"temperature": 0.9, "top_k": 5, "top_p": 0.95, "repetition_penalty": 1.2}
-    seen = torch.tensor([[0, 4]])
-    expected = filter_logits(logits, seen, **options).softmax(-1)[0]
-    generator = torch.Generator().manual_seed(0)
-    drawn = sample(logits.expand(rows, -1), seen.expand(rows, -1), generator=generator, **options)
-    assert drawn.shape == (rows,) and drawn.dtype == torch.int64
-    frequency = drawn.bincount(minlength=6) / rows
-    assert (frequency[expected == 0] == 0).all() and (expected == 0).any()
-    sigma = (expected * (1 - expected) / rows).sqrt()
-    assert ((frequency - expected).abs() <= 5 * sigma).all()
-
-
-def test_sampling_without_temperature_is_the_most_probable_token():
-    """temperature 0 is argmax whatever the other filters say, in float16 too."""
-    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0)).half()
-    seen = torch.zeros(8, 1, dtype=torch.int64)
-    best = logits.float().argmax(-1)
-    assert torch.equal(sample(logits, seen, temperature=0, top_k=3, top_p=0.1), best)
-    assert torch.equal(sample(logits, seen, temperature=1.0, top_k=1), best)
-    assert torch.equal(sample(logits, seen, temperature=1.0, top_p=1e-9), best)
 
 
 def test_a_seed_repeats_the_draw_and_leaves_the_global_generator_alone():
@@ -378,25 +302,3 @@ def test_a_compiled_batch_gives_the_same_tokens():
         assert len({len(answer) for answer in expected}) > 1
         assert generate_batch(fast, batch, 24, stop_ids, compiled=True, temperature=0) == expected
     assert counters["stats"]["unique_graphs"] == before + 1
-
-
-@pytest.mark.parametrize("vocab", [50, 1000])
-@pytest.mark.parametrize("flatness", [0.01, 1.0, 8.0])
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
-def test_the_nucleus_is_that_of_a_full_sort(vocab, flatness, top_p):
-    """Few or many tokens reach top_p: the prefix and the way back to a full sort agree with it.
-
-    The border may fall on either of two tokens whose probabilities are equal in float32.
-    """
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(8, vocab, generator=generator) * flatness
-    ordered, index = logits.double().sort(descending=True)
-    probs = ordered.softmax(-1)
-    reached = probs.cumsum(-1) - probs
-    kept = ~filter_logits(logits, index, top_p=top_p).isneginf().gather(1, index)
-    clear = (reached - top_p).abs() > 1e-6
-    clear[:, 0] = False
-    assert torch.equal(kept[clear], (reached < top_p)[clear])
-    assert kept[:, 0].all()
-    if vocab == 1000 and flatness == 0.01:
-        assert kept.sum(1).min() > NUCLEUS_PREFIX or top_p < 0.2  # the full sort was needed

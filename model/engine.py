@@ -1,0 +1,408 @@
+"""Many sequences decoded together: they join and leave between any two tokens.
+
+Evaluation, the chat in the terminal and the server decode with this. It knows token ids, no text,
+and has no threads: `add` a request, call `step` again and again.
+
+One forward pass a step. In it are one token of every sequence that is being answered, and up to
+`prompt_tokens` tokens of prompts that are not read to their end yet, so that a long prompt does not
+hold up the answers beside it. The products see all these tokens as one row; only attention looks at
+them sequence by sequence (`StepCache`).
+
+Keys and values of a sequence lie in a row of one cache. When it has finished they stay there, until
+the row is needed: a request whose prompt begins with the same tokens takes them (prefix cache).
+The rows being answered are always the first ones, so that attention reads them where they lie.
+
+Shapes in this file:
+    L  layers     R  rows of the cache      K  key/value heads    S  tokens of a row    D  head_dim
+    n  rows being answered                  V  vocab_size
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.generation import device_and_dtype, room_after
+from model.model import MiniMindLM
+from model.sampling import Draws, Sampler, Sampling
+from model.step_cache import Piece, StepCache
+
+GROWTH = 256  # tokens; rows grow by multiples of it
+WORTH_WAITING = 16  # tokens of a prompt that another one, being read, will soon have in common
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, how it is to be answered, and what has become of it.
+
+    prompt            ids, at least one
+    max_new_tokens    longest answer; 0 is allowed where only the prompt is to be looked at
+    stop_ids          the answer ends with any of these, which is its last token then
+    seed, number      as in `sampling.uniforms`; the answer is that of `generate` with this seed
+    logprobs          also tell the log-probability (nats) of every token of the answer, and of so
+                      many of the likeliest; None: not asked for
+    prompt_logprobs   … and of the prompt's tokens from the second on
+    as_drawn          log-probabilities under the distribution that was drawn from (penalties, bias,
+                      temperature; not the filters) in place of the model's own
+
+    tokens            the answer so far
+    ending            "stop" (a stop id), "length" or "cancelled"; "" while it goes on
+    prompt_tops       with prompt_logprobs, once the prompt was read: a LogProb for each of its
+                      tokens but the first
+    cached            tokens of the prompt that did not have to be computed
+    """
+
+    prompt: list[int]
+    max_new_tokens: int
+    stop_ids: frozenset[int] | set[int] = frozenset()
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int | None = None
+    number: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    as_drawn: bool = False
+
+    tokens: list[int] = field(default_factory=list)
+    ending: str = ""
+    prompt_tops: list[LogProb] = field(default_factory=list)
+    cached: int = 0
+
+
+class LogProb(NamedTuple):
+    """Log-probabilities at one place, in nats: of the token there, and of the likeliest ones."""
+
+    token: float
+    likeliest: list[tuple[int, float]]  # (id, log-probability), the likeliest first
+
+
+class Drawn(NamedTuple):
+    """What a step made: one more token of a request, or (token None) the end of one without any.
+
+    last: whether the request has ended with it.
+    """
+
+    request: Request
+    token: int | None
+    logprob: LogProb | None
+    last: bool
+
+
+class Row:
+    """A row of the cache: whose it is, and what it holds."""
+
+    def __init__(self):
+        self.request: Request | None = None  # None: kept for its tokens alone
+        self.draws: Draws | None = None
+        self.length = 0  # tokens whose keys and values it holds
+        self.used = 0  # the step in which it was last used
+
+
+class Engine:
+    """Answers requests with one model, up to `max_running` at a time; the others wait in order.
+
+    max_running    sequences answered at a time
+    kept           rows for sequences that have finished, whose keys and values may be of use again
+    max_tokens     longest sequence, prompt and answer; None: the model's context
+    prompt_tokens  tokens of prompts in one step
+    """
+
+    def __init__(
+        self, model: MiniMindLM, max_running: int = 16, kept: int = 16,
+        max_tokens: int | None = None, prompt_tokens: int = 128, compiled: bool = False,
+    ):  # fmt: skip
+        self.model, self.config = model, model.config
+        self.max_running, self.prompt_tokens = max_running, prompt_tokens
+        self.compiled = compiled
+        context = self.config.max_position_embeddings
+        self.max_tokens = min(max_tokens or context, context)
+        self.device, self.dtype = device_and_dtype(model)
+        self.rows = [Row() for _ in range(max_running + kept)]
+        self.ids = np.zeros((len(self.rows), 0), dtype=np.int64)  # [R, S], ids of every row
+        self.cache = self._new_cache(0)  # [L, 2, R, K, S, D]: keys, values
+        self.answering = 0  # n: rows 0 … n-1 draw a token in every step
+        self.reading: deque[Row] = deque()  # rows whose prompts are not read yet, in order
+        self.waiting: deque[Request] = deque()
+        self.steps = 0
+        self.sampler: Sampler | None = None  # of the rows being answered; None: they have changed
+
+    @property
+    def running(self) -> int:
+        """Requests that have a row."""
+        return self.answering + len(self.reading)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, request: Request):
+        """Put a request in the queue. Raises ValueError for a prompt that is empty or too long."""
+        room = min(room_after(self.model, request.prompt), self.max_tokens - len(request.prompt))
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(request.prompt)} tokens, and a sequence may have "
+                f"{self.max_tokens} here, answer included"
+            )
+        request.max_new_tokens = min(request.max_new_tokens, room)
+        self.waiting.append(request)
+
+    def cancel(self, request: Request):
+        """End a request now, wherever it is; no step tells of it any more."""
+        if request.ending:
+            return
+        request.ending = "cancelled"
+        if request in self.waiting:
+            self.waiting.remove(request)
+        for row in [row for row in self.rows if row.request is request]:
+            self._release(row)
+
+    def fail(self) -> list[Request]:
+        """After a step that raised: drop everything, and say which requests are lost."""
+        lost = [row.request for row in self.rows if row.request] + [*self.waiting]
+        for request in lost:
+            request.ending = "cancelled"
+        self.rows = [Row() for _ in self.rows]
+        self.answering, self.sampler = 0, None
+        self.reading.clear()
+        self.waiting.clear()
+        return lost
+
+    def forget(self):
+        """Keep nothing of finished sequences: to be called when the weights have changed."""
+        for row in self.rows:
+            if row.request is None:
+                row.length = 0
+
+    def stream(self, request: Request) -> Iterator[Drawn]:
+        """The tokens of one request, as they come; leaving early cancels it."""
+        self.add(request)
+        try:
+            while not request.ending:
+                yield from (drawn for drawn in self.step() if drawn.request is request)
+        finally:
+            self.cancel(request)
+
+    @torch.inference_mode()
+    def step(self) -> list[Drawn]:
+        """One more token of every request that can have one."""
+        self._admit()
+        pieces = self._next_pieces()
+        n, rows = self.answering, self.rows
+        if n == 0 and not pieces:
+            return []
+        self.steps += 1
+        lengths = np.array([row.length for row in rows[:n]], dtype=np.int64)  # [n]
+        tokens = [self.ids[np.arange(n), lengths]]
+        wanted = list(range(n))  # places in the step whose logits are looked at
+        place, finished = n, []
+        for piece in pieces:
+            row, start, end = rows[piece.row], piece.start, piece.end
+            tokens.append(self.ids[piece.row, start:end])
+            is_last = end == len(row.request.prompt)
+            if row.request.prompt_logprobs:
+                wanted += range(place, place + end - start)
+            elif is_last:
+                wanted.append(place + end - start - 1)
+            finished += [row] * is_last
+            place += end - start
+        self._grow(int(max([*lengths, *(piece.end - 1 for piece in pieces)])) + 1)
+        cache = StepCache(self.cache, lengths, pieces, self.device)
+        input_ids = torch.from_numpy(np.concatenate(tokens))[None].to(self.device)  # [1, N]
+        last_only = None
+        if len(wanted) < place:
+            last_only = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+        logits = self._logits(input_ids, cache, last_only)  # [wanted, V]
+
+        for row in rows[:n]:
+            row.length += 1
+        at, last = n, list(range(n))
+        for piece in pieces:
+            row = rows[piece.row]
+            row.length = piece.end
+            count = piece.end - piece.start
+            if row.request.prompt_logprobs:
+                self._look_at_prompt(row, piece, logits[at : at + count])
+                at += count
+            elif row in finished:
+                at += 1
+            if row in finished:
+                last.append(at - 1)
+        for row in finished:
+            self._begin_answer(row)
+        if not last:
+            return []
+        return self._draw(logits if len(last) == len(logits) else logits[last])
+
+    def _logits(self, input_ids: Tensor, cache: StepCache, last_only: Tensor | None) -> Tensor:
+        if last_only is None:
+            return self.model(input_ids, cache=cache)[0][0]
+        return self.model(input_ids, cache=cache, last_only=last_only)[0][:, 0]
+
+    def _draw(self, logits: Tensor) -> list[Drawn]:
+        """The next token of every row being answered. logits [n, V], in the rows' order."""
+        rows = self.rows[: self.answering]
+        if self.sampler is None:
+            self.sampler = Sampler([row.draws for row in rows], self.device)
+        asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
+        as_drawn = [i for i in asked if rows[i].request.as_drawn]
+        told = {i: logits[i] for i in asked}
+        if as_drawn:  # before a draw changes the penalties
+            penalised = self.sampler.penalised(logits)
+            for i in as_drawn:
+                told[i] = penalised[i] / (rows[i].request.sampling.temperature or 1.0)
+        drawn = []
+        tokens = self.sampler.next(logits)
+        for i, (row, token) in enumerate(zip(rows, tokens)):
+            request = row.request
+            if len(request.tokens) == request.max_new_tokens:  # 0: only the prompt was asked for
+                request.ending = "length"
+                drawn.append(Drawn(request, None, None, True))
+                continue
+            logprob = None
+            if i in told:
+                [logprob] = log_probs(told[i][None], [token], request.logprobs)
+            request.tokens.append(token)
+            if token in request.stop_ids:
+                request.ending = "stop"
+            elif len(request.tokens) == request.max_new_tokens:
+                request.ending = "length"
+            else:
+                self.ids[i, row.length] = token
+            drawn.append(Drawn(request, token, logprob, request.ending != ""))
+        for row in [row for row in rows if row.request.ending]:
+            self._release(row)
+        return drawn
+
+    def _look_at_prompt(self, row: Row, piece: Piece, logits: Tensor):
+        """Log-probabilities of the prompt's tokens that follow those of a piece."""
+        request = row.request
+        following = request.prompt[piece.start + 1 : piece.end + 1]
+        request.prompt_tops += log_probs(logits[: len(following)], following, request.logprobs or 0)
+
+    def _next_pieces(self) -> list[Piece]:
+        """What is read of prompts in this step, first come, first served."""
+        pieces, left = [], self.prompt_tokens
+        for row in self.reading:
+            take = min(left, len(row.request.prompt) - row.length)
+            if take == 0:
+                break
+            pieces.append(Piece(self.rows.index(row), row.length, row.length + take))
+            left -= take
+        return pieces
+
+    def _admit(self):
+        """Give rows to waiting requests, with what is known of their prompts."""
+        while self.waiting and self.running < self.max_running:
+            request = self.waiting[0]
+            prompt = np.array(request.prompt, dtype=np.int64)
+            self._grow(len(prompt))
+            origin, known, soon = self._longest_prefix(prompt)
+            if request.prompt_logprobs:  # every place has to be computed
+                known = soon = 0
+            if soon - known > WORTH_WAITING:
+                return
+            self.waiting.popleft()
+            source = self.rows[origin]
+            if known and source.request is None and known == source.length:
+                row = source  # nothing of it is lost
+            else:
+                free = [row for row in self.rows if row.request is None]
+                row = min(free, key=lambda row: (row.length > 0, row.used))
+            at = self.rows.index(row)
+            if known and row is not source:
+                self.cache[:, :, at, :, :known] = self.cache[:, :, origin, :, :known]
+            self.ids[at, : len(prompt)] = prompt
+            row.request, row.length, row.used = request, known, self.steps
+            source.used = self.steps
+            request.cached = known
+            row.draws = Draws(
+                request.sampling, request.prompt, request.seed, request.number,
+                self.config.vocab_size, self.device,
+            )  # fmt: skip
+            self.reading.append(row)
+
+    def _longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
+        """The row that begins with the most tokens of the prompt, how many, and how many soon.
+
+        Soon: once the prompts that are being read have been. The prompt's last token is never among
+        them: the model is asked what comes after it.
+        """
+        width = len(prompt) - 1
+        rows = self.rows
+        held = np.array([row.length for row in rows])  # [R]
+        coming = np.array([len(row.request.prompt) if row in self.reading else 0 for row in rows])
+        differs = self.ids[:, :width] != prompt[:width]  # [R, width]
+        same = np.where(differs.any(1), differs.argmax(1), width) if width else 0 * held
+        known = np.minimum(same, held)
+        best = int(known.argmax())
+        return best, int(known[best]), int(np.minimum(same, coming).max())
+
+    def _begin_answer(self, row: Row):
+        """A prompt has been read: its row becomes the last of those being answered."""
+        self.reading.remove(row)
+        self._swap(self.rows.index(row), self.answering)
+        self.answering += 1
+        self.sampler = None
+
+    def _release(self, row: Row):
+        """A request has ended: its row is kept for what it holds."""
+        if row in self.reading:
+            self.reading.remove(row)
+        else:
+            self.answering -= 1
+            self._swap(self.rows.index(row), self.answering)
+            self.sampler = None
+        row.request, row.draws, row.used = None, None, self.steps
+
+    @torch.inference_mode()  # requests are cancelled between steps, too
+    def _swap(self, a: int, b: int):
+        """Exchange two rows of the cache."""
+        if a == b:
+            return
+        rows = self.rows
+        rows[a], rows[b] = rows[b], rows[a]
+        self.ids[[a, b]] = self.ids[[b, a]]
+        end = max(rows[a].length, rows[b].length)
+        kept = self.cache[:, :, a, :, :end].clone()
+        self.cache[:, :, a, :, :end] = self.cache[:, :, b, :, :end]
+        self.cache[:, :, b, :, :end] = kept
+
+    def _grow(self, tokens: int):
+        """See that every row has room for so many tokens, and one drawn behind them."""
+        have = self.cache.shape[4]
+        if tokens + 1 <= have:
+            return
+        wanted = max(tokens + 1, have * 3 // 2)
+        wanted = min(-(-wanted // GROWTH) * GROWTH, max(self.max_tokens, tokens + 1))
+        cache = self._new_cache(wanted)
+        cache[..., :have, :] = self.cache
+        self.cache = cache
+        ids = np.zeros((len(self.rows), wanted), dtype=np.int64)
+        ids[:, :have] = self.ids
+        self.ids = ids
+
+    def _new_cache(self, tokens: int) -> Tensor:
+        config = self.config
+        shape = (config.num_hidden_layers, 2, len(self.rows), config.num_key_value_heads, tokens,
+                 config.head_dim)  # fmt: skip
+        # zeros: a hidden place's weight is 0, but 0 times what memory happens to hold may be NaN
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+
+def log_probs(logits: Tensor, tokens: list[int], likeliest: int) -> list[LogProb]:
+    """Of each row of logits [n, V]: the log-probability of its token, and of the likeliest ones."""
+    if not tokens:
+        return []
+    scores = logits.float().log_softmax(-1)
+    places = torch.arange(len(tokens), device=logits.device)
+    chosen = scores[places, torch.tensor(tokens, device=logits.device)].tolist()
+    values, ids = scores.topk(min(likeliest, scores.shape[-1]))
+    return [
+        LogProb(own, list(zip(row_ids, row_values)))
+        for own, row_ids, row_values in zip(chosen, ids.tolist(), values.tolist())
+    ]

@@ -1,0 +1,145 @@
+"""Serve a model: OpenAI's API, a page to chat, one to watch training, one to look inside.
+
+    python serve_model.py --model out/dpo                                   # then open the address
+    python serve_model.py --model out/full_sft --lora shop=out/lora         # with adapters by name
+    python serve_model.py --model out/dpo --host 0.0.0.0 --api_key SECRET   # for other machines
+
+--model is a run's folder (its newest complete checkpoint is taken), one checkpoint, or any dense
+Qwen3 folder. Clients ask for a model by its name: that of the folder, or of an adapter. SIGTERM and
+Ctrl-C let running answers finish. docs/serving.md has the routes and their fields.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from serving.app import make_app
+from serving.metrics import Metrics
+from serving.models import adapters_by_name, open_models
+from serving.worker import Worker
+from training import cli
+from training.distributed import init_distributed
+
+KEY_VARIABLE = "MINIMIND_API_KEY"
+LARGEST_HEADERS = 16 << 10  # bytes
+
+
+def parse_args():
+    parser = cli.new_parser(__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, default=Path("out/dpo"), help="run, checkpoint or Qwen3 folder")
+    text = "adapters, chosen by `model` in a request; FOLDER alone: by its own name"
+    add("--lora", nargs="+", default=[], metavar="NAME=FOLDER", help=text)
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=cli.at_least(0, 65535), default=8000, help="0: any that is free")
+    text = f"what clients have to send (also from the environment: {KEY_VARIABLE})"
+    add("--api_key", default=None, help=text)
+    text = "listen on a public address without a key"
+    add("--allow_public", action="store_true", help=text)
+    text = "names under which this machine may be asked, besides localhost and addresses"
+    add("--allowed_hosts", nargs="+", default=[], help=text)
+    add("--max_concurrency", type=cli.at_least(1, 1024), default=16, help="sequences at a time")
+    text = "sequences that may wait for a place; more are refused with 429"
+    add("--max_queue", type=cli.at_least(0, 2**16), default=64, help=text)
+    text = "longest answer where a request does not say, in tokens"
+    add("--max_new_tokens", type=cli.at_least(1), default=1024, help=text)
+    text = "longest prompt and answer together, in tokens; None: the context, if memory has room"
+    add("--max_context", type=cli.at_least(2), default=None, help=text)
+    text = "longest time for one answer, waiting included, in seconds"
+    add("--max_seconds", type=cli.in_range(1, 1e6), default=600.0, help=text)
+    text = "after SIGTERM, the time that running answers have to finish, in seconds"
+    add("--shutdown_seconds", type=cli.in_range(0, 1e6), default=30.0, help=text)
+    add("--runs", type=Path, default=Path("out"), help="folder of runs that the page /runs shows")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    text = "precision of the weights (auto: bfloat16 on a GPU or with int8, else float32)"
+    add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=text)
+    text = "int8: weights of the linear layers in 8 bits"
+    add("--quantize", choices=["none", "int8"], default="none", help=text)
+    text = "compile the step of one token: up to a minute at the start, faster afterwards"
+    add("--compile", **cli.BOOL, default=False, help=text)
+    return parser.parse_args()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. ValueError, naming the flag, where that is not possible."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        raise ValueError(f"--host {host} --port {port}: {error.strerror or error}") from None
+    return listening
+
+
+def is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+class Server(uvicorn.Server):
+    """Ends with status 0 on SIGTERM and Ctrl-C, once running answers are finished."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker):
+        super().__init__(config)
+        self.worker = worker
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        def leave(_signal, _frame):
+            self.force_exit = self.should_exit  # a second one does not wait
+            self.should_exit = self.worker.closing = True
+
+        before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main():
+    args = parse_args()
+    api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    if api_key is None and not is_local(args.host) and not args.allow_public:
+        raise ValueError(
+            f"--host {args.host}: anybody who reaches this machine could use the server; give an "
+            "--api_key, or --allow_public to do without"
+        )
+    listening = listen(args.host, args.port)  # before anything takes long
+    ranks = init_distributed(args.device)
+    if args.dtype == "auto":
+        half = ranks.device.type == "cuda" or args.quantize == "int8"
+        args.dtype = "bfloat16" if half else "float32"
+    models = open_models(
+        args.model, adapters_by_name(args.lora), ranks.device, getattr(torch, args.dtype),
+        args.quantize == "int8", args.compile, args.max_concurrency, args.max_context,
+    )  # fmt: skip
+    worker = Worker(models, Metrics(), args.max_concurrency, args.max_queue, args.max_seconds)
+    names = {args.host, socket.gethostname(), *args.allowed_hosts}
+    app = make_app(worker, args.max_new_tokens, names, api_key)
+    config = uvicorn.Config(
+        app, http="h11", h11_max_incomplete_event_size=LARGEST_HEADERS, ws="none",
+        log_level="warning", access_log=False, server_header=False, lifespan="on",
+        timeout_graceful_shutdown=args.shutdown_seconds,
+    )  # fmt: skip
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    print(
+        f"{', '.join(models)}: {address} to chat, {address}/runs to watch training, {address}/lab "
+        f"to look inside\nOpenAI clients: base_url {address}/v1. Ctrl-C ends it.",
+        flush=True,
+    )
+    asyncio.run(Server(config, worker).serve(sockets=[listening]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

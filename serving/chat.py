@@ -1,0 +1,205 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import anyio
+from fastapi import APIRouter
+from starlette.requests import Request as HTTPRequest
+
+from dataset.chat import encode_conversation
+from dataset.messages import BadConversation, check_messages, check_tools
+from dataset.records import Remarks
+from model.engine import Drawn, LogProb, Request
+from serving import answers
+from serving.answer import AnswerStream, Delta
+from serving.errors import APIError
+from serving.protocol import ChatRequest
+from serving.worker import Job, ServedModel, Worker
+
+# fields of messages that say nothing to a model
+UNHEARD = {
+    "messages[].name", "messages[].refusal", "messages[].annotations", "messages[].tool_call_id",
+    "messages[].tool_calls[].id", "messages[].tool_calls[].type", "messages[].tool_calls[].index",
+}  # fmt: skip
+
+
+def router(worker: Worker, default_tokens: int) -> APIRouter:
+    """default_tokens: longest answer where the request does not say."""
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, http: HTTPRequest):
+        model = answers.find_model(worker.models, body.model)
+        prompt = await anyio.to_thread.run_sync(prompt_ids, model, body)
+        most = body.most_tokens
+        if most is None:
+            most = max(1, min(default_tokens, model.context - len(prompt)))
+        requests = answers.engine_requests(model, prompt, body, most, body.told_logprobs)
+        job = worker.submit(model, requests)
+        tools = bool(body.tools) and body.tool_choice != "none"
+        choices = [
+            Choice(model, request, index, body.stops, tools)
+            for index, request in enumerate(requests)
+        ]
+        if body.stream:
+            return answers.streamed(job, stream(job, choices, body.wants_usage))
+        return await answers.unless_gone(http, job, whole(job, choices))
+
+    return routes
+
+
+def prompt_ids(model: ServedModel, body: ChatRequest) -> list[int]:
+    """The conversation as token ids, up to where the answer begins.
+
+    No text of it becomes a control token. Raises APIError for what the format has no place for.
+    """
+    if model.kind == "base":
+        text = f"{model.name} is a base model without a chat template: it continues texts, by "
+        raise APIError(400, text + "POST /v1/completions", "model")
+    if body.thinking and not model.can_think:
+        text = f"{model.name} was not taught to think (its chat template says)"
+        raise APIError(400, text, "chat_template_kwargs.enable_thinking")
+    try:
+        remarks = Remarks()
+        messages, _ = check_messages(body.messages, remarks, in_turn=False)
+        if unknown := [name for name in remarks.not_used if name not in UNHEARD]:
+            raise APIError(400, f"{unknown[0]}: this field is not supported here", "messages")
+        tools = check_tools(body.tools) if body.tool_choice != "none" else None
+        ids, _ = encode_conversation(
+            model.tokenizer, messages, tools, add_generation_prompt=True,
+            enable_thinking=bool(body.thinking),
+        )  # fmt: skip
+    except BadConversation as error:
+        raise APIError(400, f"messages: {error}", "messages") from None
+    except ValueError as error:  # what the template has no place for
+        raise APIError(400, f"messages: {error}", "messages") from None
+    return ids
+
+
+class Choice:
+    """One of the answers to a prompt, while it comes."""
+
+    def __init__(
+        self, model: ServedModel, request: Request, index: int, stops: list[str], tools: bool
+    ):
+        self.model, self.request, self.index = model, request, index
+        self.stream = AnswerStream(model.tokenizer, stops, tools, model.can_think)
+        self.drawn: list[tuple[int, LogProb]] = []  # not told yet
+        self.calls = 0  # tool calls told
+        self.finish_reason: str | None = None
+        self.content, self.reasoning = "", ""
+        self.tool_calls: list[dict] = []
+        self.logprobs: list[dict] = []
+
+    def take(self, drawn: Drawn, job: Job) -> list[dict]:
+        """What a token adds: deltas in OpenAI's form, with "logprobs" beside where asked for."""
+        if self.finish_reason is not None:
+            return []
+        if drawn.logprob is not None:
+            self.drawn.append((drawn.token, drawn.logprob))
+        deltas = self.stream.feed([drawn.token])
+        if self.stream.stopped:
+            job.end(self.request)
+        if drawn.last or self.stream.stopped:
+            deltas += self.stream.finish()
+            self.finish_reason = "length" if drawn.request.ending == "length" else "stop"
+            if self.stream.stopped:
+                self.finish_reason = "stop"
+            elif any(delta.tool_calls for delta in deltas) and self.finish_reason == "stop":
+                self.finish_reason = "tool_calls"
+        return [told for delta in deltas if (told := self._told(delta))]
+
+    def _told(self, delta: Delta) -> dict:
+        told = {}
+        if delta.reasoning:
+            told["reasoning_content"] = delta.reasoning
+            self.reasoning += delta.reasoning
+        if delta.content:
+            told["content"] = delta.content
+            self.content += delta.content
+        if delta.tool_calls:
+            calls = [
+                {
+                    "index": self.calls + i,
+                    "id": answers.new_id("call"),
+                    "type": "function",
+                    "function": {
+                        "name": call["name"],
+                        "arguments": json.dumps(call["arguments"], ensure_ascii=False),
+                    },
+                }
+                for i, call in enumerate(delta.tool_calls)
+            ]
+            self.calls += len(calls)
+            told["tool_calls"] = calls
+            self.tool_calls += [{k: v for k, v in c.items() if k != "index"} for c in calls]
+        covered, self.drawn = self.drawn[: delta.num_tokens], self.drawn[delta.num_tokens :]
+        if covered:
+            entries = [self._logprob(token, logprob) for token, logprob in covered]
+            self.logprobs += entries
+            told = {"logprobs": {"content": entries}, "delta": told}
+            return told
+        return {"delta": told} if told else {}
+
+    def _logprob(self, token: int, logprob: LogProb) -> dict:
+        top = [self._entry(id, value) for id, value in logprob.likeliest]
+        return self._entry(token, logprob.token) | {"top_logprobs": top}
+
+    def _entry(self, id: int, value: float) -> dict:
+        tokenizer = self.model.tokenizer
+        data = tokenizer.bytes_of(id)
+        return {"token": answers.token_text(tokenizer, id), "logprob": value, "bytes": list(data)}
+
+
+async def whole(job: Job, choices: list[Choice]) -> dict:
+    """The answer of a request that does not stream."""
+    by_request = {choice.request: choice for choice in choices}
+    async for news in job:
+        for drawn in news:
+            by_request[drawn.request].take(drawn, job)
+    told = []
+    for choice in choices:
+        message = {"role": "assistant", "content": choice.content, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
+        if choice.tool_calls:
+            message["tool_calls"] = choice.tool_calls
+            message["content"] = choice.content or None
+        logprobs = None
+        if choice.request.logprobs is not None:
+            logprobs = {"content": choice.logprobs, "refusal": None}
+        told.append({"index": choice.index, "message": message, "logprobs": logprobs,
+                     "finish_reason": choice.finish_reason})  # fmt: skip
+    head = answers.head("chatcmpl", "chat.completion", job.model)
+    return head | {"choices": told, "usage": answers.usage(job, 1)}
+
+
+async def stream(job: Job, choices: list[Choice], wants_usage: bool) -> AsyncIterator[dict]:
+    """The chunks of a request that streams."""
+    head = answers.head("chatcmpl", "chat.completion.chunk", job.model)
+    if wants_usage:
+        head["usage"] = None
+
+    def chunk(choice: Choice, told: dict, finish_reason: str | None = None) -> dict:
+        logprobs = told.get("logprobs")
+        place = {"index": choice.index, "delta": told["delta"], "logprobs": logprobs,
+                 "finish_reason": finish_reason}  # fmt: skip
+        return head | {"choices": [place]}
+
+    for choice in choices:
+        yield chunk(choice, {"delta": {"role": "assistant", "content": ""}})
+    by_request = {choice.request: choice for choice in choices}
+    async for news in job:
+        for drawn in news:
+            choice = by_request[drawn.request]
+            if choice.finish_reason is not None:
+                continue
+            for told in choice.take(drawn, job):
+                yield chunk(choice, told)
+            if choice.finish_reason is not None:
+                yield chunk(choice, {"delta": {}}, choice.finish_reason)
+    if wants_usage:
+        yield head | {"choices": [], "usage": answers.usage(job, 1)}

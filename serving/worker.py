@@ -1,0 +1,208 @@
+"""The thread that decodes, and what the routes wait for.
+
+One thread steps the engines of all models in turn; the routes run in the event loop. What passes
+between them: requests and cancellations one way, all tokens of a step in one message the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from dataset.tokenizer import Tokenizer
+from model.engine import Drawn, Engine, Request
+from serving.errors import APIError
+from serving.metrics import Metrics
+
+RETRY_SECONDS = "1"  # what a client that is refused for now is told to wait
+
+
+@dataclass
+class ServedModel:
+    """One name that requests may ask for.
+
+    ends     ids at which an answer ends
+    kind     "chat" or "base" (it has no chat template)
+    created  when its weights were written, in seconds since 1970
+    look     what model/inside.py sees, as serving/lab.py asks for it
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    engine: Engine
+    ends: frozenset[int]
+    kind: str
+    can_think: bool
+    is_adapter: bool
+    created: int
+    look: Callable[[list[int], int | None, int | None, bool], dict]
+
+    @property
+    def context(self) -> int:
+        return self.engine.max_tokens
+
+
+class Job:
+    """The requests that belong to one call of a client, and their tokens as they come."""
+
+    def __init__(self, worker: Worker, model: ServedModel, requests: list[Request]):
+        self.worker, self.model, self.requests = worker, model, requests
+        self.begun = time.perf_counter()
+        self.deadline = self.begun + worker.max_seconds
+        self.first_token: float | None = None  # seconds after the beginning
+        self.left = len(requests)  # that have not ended
+        self.news: list[Drawn] = []
+        self.failure: APIError | None = None
+        self.changed = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[list[Drawn]]:
+        """What has been drawn since the last time, until all requests have ended."""
+        while self.left or self.news:
+            if not self.news:
+                await self._wait()
+            if self.failure is not None:
+                raise self.failure
+            news, self.news = self.news, []
+            self.changed.clear()
+            yield news
+
+    async def _wait(self):
+        left = self.deadline - time.perf_counter()
+        try:
+            await asyncio.wait_for(self.changed.wait(), max(left, 0))
+        except asyncio.TimeoutError:
+            seconds = self.worker.max_seconds
+            raise APIError(503, f"the answer took longer than {seconds:.0f} seconds") from None
+
+    def end(self, request: Request):
+        """A stop string came: no more of this one."""
+        if not request.ending:
+            self.worker.cancel(request)
+            self.left -= 1
+
+    def close(self):
+        """Whatever still runs is cancelled, and the job's place given back."""
+        for request in self.requests:
+            if not request.ending:
+                self.worker.cancel(request)
+        self.worker.closed(self)
+
+
+@dataclass
+class Worker:
+    """Steps the engines in a thread of its own.
+
+    max_running  sequences decoded at a time, over all models
+    max_waiting  more that may wait for a place; beyond these, 429
+    max_seconds  longest that one answer may take, waiting included
+    """
+
+    models: dict[str, ServedModel]
+    metrics: Metrics
+    max_running: int
+    max_waiting: int
+    max_seconds: float
+    closing: bool = False
+    jobs: dict[Request, Job] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+        self.open: set[Job] = set()
+
+    def start(self):
+        self.loop = asyncio.get_running_loop()
+        self.thread.start()
+
+    def stop(self):
+        """End the thread, after its present step."""
+        self.inbox.put(None)
+        self.thread.join(timeout=60)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that run or wait."""
+        return sum(len(job.requests) for job in self.open)
+
+    def submit(self, model: ServedModel, requests: list[Request]) -> Job:
+        """Have these requests answered. Raises APIError where there is no place, or no longer."""
+        headers = {"Retry-After": RETRY_SECONDS}
+        if self.closing:
+            raise APIError(503, "the server is shutting down", headers=headers)
+        if self.sequences + len(requests) > self.max_running + self.max_waiting:
+            text = f"the server answers {self.max_running} sequences, and {self.max_waiting} wait"
+            raise APIError(429, text, code="rate_limit_exceeded", headers=headers)
+        job = Job(self, model, requests)
+        self.open.add(job)
+        for request in requests:
+            self.jobs[request] = job
+        self.inbox.put(lambda: [model.engine.add(request) for request in requests])
+        return job
+
+    def cancel(self, request: Request):
+        job = self.jobs.pop(request, None)
+        if job is not None:
+            self.inbox.put(lambda: job.model.engine.cancel(request))
+
+    def closed(self, job: Job):
+        for request in job.requests:
+            self.jobs.pop(request, None)
+        if job in self.open:
+            self.open.remove(job)
+            self.metrics.count(job)
+
+    def _run(self):
+        while True:
+            if not self._take_inbox():
+                return
+            for model in self.models.values():
+                if model.engine.has_work:
+                    self._step(model)
+
+    def _take_inbox(self) -> bool:
+        """Do what was asked for; wait for it where there is nothing else. False: stop."""
+        idle = not any(model.engine.has_work for model in self.models.values())
+        while idle or not self.inbox.empty():
+            command = self.inbox.get()
+            if command is None:
+                return False
+            command()
+            idle = False
+        return True
+
+    def _step(self, model: ServedModel):
+        try:
+            drawn = model.engine.step()
+        except Exception as error:
+            logging.exception("a step of %s failed", model.name)
+            lost = model.engine.fail()
+            failure = APIError(500, f"the model could not go on ({type(error).__name__})")
+            self.loop.call_soon_threadsafe(self._fail, lost, failure)
+            return
+        if drawn:
+            self.loop.call_soon_threadsafe(self._deliver, drawn)
+
+    def _deliver(self, drawn: list[Drawn]):
+        for one in drawn:
+            job = self.jobs.get(one.request)
+            if job is None:  # it was cancelled meanwhile
+                continue
+            if job.first_token is None:
+                job.first_token = time.perf_counter() - job.begun
+            job.news.append(one)
+            if one.last:
+                job.left -= 1
+                del self.jobs[one.request]
+            job.changed.set()
+
+    def _fail(self, lost: list[Request], failure: APIError):
+        for request in lost:
+            job = self.jobs.pop(request, None)
+            if job is not None:
+                job.failure = failure
+                job.changed.set()
