@@ -216,7 +216,7 @@ class Notes:
             del self._kept[1:-1:2]
 
     def since(self, number: int, most: int) -> list[dict]:
-        """Those from the number-th on; where they are too many, evenly chosen, the last included."""
+        """Those from the number-th on; if they are too many, evenly chosen, the last included."""
         notes = [note for at, note in self._kept if at >= number]
         if len(notes) <= most:
             return notes

@@ -15,7 +15,7 @@ _FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CL
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor of a file; OSError for a link, a pipe or a device, which nothing here follows."""
+    """A descriptor of a file; OSError for a link, a pipe or a device: nothing here follows one."""
     descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor

@@ -188,10 +188,10 @@ class RunFolder:
         self.ended = record if record.get("event") == "end" else None
         if "event" not in record:
             for name, value in record.items():
-                known = name in self.figures or len(self.figures) < MOST_FIGURES
-                if known and name != "step" and len(name) <= LONGEST_NAME:
-                    if (number := as_number(value)) is not None:
-                        self.figures[name] = number
+                has_room = name in self.figures or len(self.figures) < MOST_FIGURES
+                is_named = name != "step" and len(name) <= LONGEST_NAME
+                if has_room and is_named and (number := as_number(value)) is not None:
+                    self.figures[name] = number
 
 
 def is_step(value: object) -> bool:

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Query, Response
 
 from serving.curves import AXES, Curves
 from serving.errors import APIError
-from serving.run_folders import MOST_FIGURES, METRICS, RunFolder, find_runs
+from serving.run_folders import METRICS, MOST_FIGURES, RunFolder, find_runs
 
 MOST_CHOSEN = 12  # runs in one request
 LONGEST_NAME = 512
