@@ -24,7 +24,7 @@ const MOST_VALUES = 4; // last values in the caption
  * told: { zoom(low, high), reset(), cursor(x or null), log() } are called for what a person does.
  */
 export class Chart {
-  constructor(title, told) {
+  constructor({ title, hint, isWide }, told) {
     this.told = told;
     this.title = title;
     this.cursor = null; // x, of this chart or of another
@@ -39,8 +39,8 @@ export class Chart {
     const place = element("div", { class: "place" }, this.canvas, this.top, this.tip);
     this.figure = element(
       "figure",
-      { class: "chart" },
-      element("figcaption", {}, element("h3", {}, title), this.values, this.logButton),
+      { class: isWide ? "chart wide" : "chart" },
+      element("figcaption", {}, element("h3", { title: hint }, title), this.values, this.logButton),
       place,
       this.legend,
     );
@@ -67,9 +67,10 @@ export class Chart {
     const kinds = new Map(lines.filter((line) => line.kind).map((line) => [line.kind, line]));
     this.legend.replaceChildren(
       ...[...kinds].flatMap(([kind, line]) => [keyOf(line, null), `${kind} `]),
+      element("span", { class: "axis" }, this.picture.axis.name),
     );
     const last = lines.slice(0, MOST_VALUES).map((line) => {
-      const text = element("span", {}, measured(line.y.at(-1)));
+      const text = element("span", {}, `${line.heldOut && line.kind ? "●" : ""}${measured(line.y.at(-1))}`);
       text.style.color = line.color;
       text.title = [line.run, line.kind].filter(Boolean).join(": ");
       return text;
@@ -98,7 +99,7 @@ export class Chart {
     this.drawAxes(paint, width, height);
     paint.save();
     paint.beginPath();
-    paint.rect(this.left, TOP - 4, width - this.left - RIGHT, height - TOP - BOTTOM + 8);
+    paint.rect(this.left - 4, TOP - 4, this.right - this.left + 8, height - TOP - BOTTOM + 8);
     paint.clip();
     for (const line of lines) this.drawLine(paint, line);
     for (const mark of this.picture.marks) this.drawMark(paint, this.toX(mark.x));
@@ -139,7 +140,7 @@ export class Chart {
     const margin = (to(high) - to(low)) * 0.04;
     const [from, until] = [to(low) - margin, to(high) + margin];
     const bottom = height - BOTTOM;
-    const count = Math.max(2, Math.floor((bottom - TOP) / 34));
+    const count = Math.max(2, Math.floor((bottom - TOP) / 27));
     const [lowest, highest] = log ? [10 ** from, 10 ** until] : [from, until];
     this.yTicks = (log ? logTicks : roundTicks)(lowest, highest, count);
     const widest = Math.max(0, ...this.yTicks.map((tick) => paint.measureText(short(tick)).width));
@@ -169,17 +170,14 @@ export class Chart {
       paint.fillText(short(tick), this.left - 7, y);
     }
     paint.textBaseline = "top";
-    const name = axis.name;
-    const nameWidth = paint.measureText(name).width;
-    paint.fillText(name, this.right, bottom + 7);
     paint.textAlign = "center";
-    const count = Math.max(2, Math.floor((this.right - this.left) / 90));
+    const count = Math.max(2, Math.floor((this.right - this.left) / 60));
     for (const tick of axis.ticks(view[0], view[1], count)) {
       const x = Math.round(this.toX(tick)) + 0.5;
       strokeLine(paint, x, bottom, x, bottom + 4);
       const text = axis.format(tick);
       const half = paint.measureText(text).width / 2;
-      if (x + half < this.right - nameWidth - 8) paint.fillText(text, Math.max(half, x), bottom + 7);
+      paint.fillText(text, Math.min(Math.max(half, x), width - half), bottom + 7);
     }
     paint.strokeStyle = this.colors.muted;
     strokeLine(paint, this.left, bottom + 0.5, this.right, bottom + 0.5);

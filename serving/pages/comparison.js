@@ -122,7 +122,7 @@ export class Flags {
         "tr",
         { class: flag.differs ? "differs" : null },
         element("th", { scope: "row" }, flag.name),
-        ...flag.values.map((value) => element("td", {}, value === null ? "–" : String(value))),
+        ...flag.values.map(cell),
       ),
     );
     this.table.replaceChildren(
@@ -134,4 +134,12 @@ export class Flags {
       ),
     );
   }
+}
+
+/** A flag's value; of a long hash its beginning, the rest where the mouse rests on it. */
+function cell(value) {
+  if (value === null) return element("td", { class: "muted" }, "–");
+  const text = String(value);
+  const isHash = /^[0-9a-f]{40,}$/.test(text);
+  return element("td", { title: isHash ? text : null }, isHash ? `${text.slice(0, 12)}…` : text);
 }

@@ -6,46 +6,93 @@ const LEARNED = () => t("What is learned", "学到了什么");
 const STEPS = () => t("The steps", "更新步");
 const MACHINE = () => t("Speed and memory", "速度与内存");
 
-// in the order of the page: name, title, heading, names of the numbers (held-out ones besides)
+// in the order of the page: its name; title; what else to say of it; heading; names of the numbers
+// (held-out ones besides)
 const PANELS = [
-  ["loss", () => t("Loss", "损失"), LEARNED, ["loss"]],
-  ["bits", () => t("Bits per byte", "每字节比特数"), LEARNED, ["bits_per_byte"]],
-  ["exact", () => t("Exact answers (share)", "完全正确的回答（比例）"), LEARNED, ["exact_match"]],
-  ["accuracy", () => t("Ranked right (share)", "排序正确（比例）"), LEARNED, ["accuracy"]],
-  ["margin", () => t("Reward margin", "奖励差"), LEARNED, ["margin"]],
+  ["loss", () => t("Loss", "损失"), () => "", LEARNED, ["loss"]],
+  [
+    "bits",
+    () => t("Bits per byte", "每字节比特数"),
+    () => t("of held-out text", "留出文本"),
+    LEARNED,
+    ["bits_per_byte"],
+  ],
+  [
+    "exact",
+    () => t("Exact answers", "完全正确"),
+    () => t("share of the questions", "占问题的比例"),
+    LEARNED,
+    ["exact_match"],
+  ],
+  [
+    "accuracy",
+    () => t("Ranked right", "排序正确"),
+    () => t("share of the pairs or answers", "占样本对或回答的比例"),
+    LEARNED,
+    ["accuracy"],
+  ],
+  ["margin", () => t("Reward margin", "奖励差"), () => "", LEARNED, ["margin"]],
   [
     "reward",
     () => t("Rewards", "奖励"),
+    () => "",
     LEARNED,
     ["chosen_reward", "rejected_reward", "desirable_reward", "undesirable_reward"],
   ],
   [
     "log_prob",
-    () => t("Log-probability of answers (nats)", "回答的对数概率（nats）"),
+    () => t("Log-probability", "对数概率"),
+    () => t("of whole answers, in nats", "整个回答，单位 nats"),
     LEARNED,
     ["chosen_log_prob", "rejected_log_prob", "desirable_log_prob", "undesirable_log_prob"],
   ],
-  ["kl", () => t("KL from the reference (nats)", "与参考模型的 KL（nats）"), LEARNED, ["kl"]],
-  ["lr", () => t("Learning rate", "学习率"), STEPS, ["lr"]],
-  ["grad_norm", () => t("Gradient norm", "梯度范数"), STEPS, ["grad_norm"]],
+  [
+    "kl",
+    () => t("KL divergence", "KL 散度"),
+    () => t("from the reference, in nats", "与参考模型之间，单位 nats"),
+    LEARNED,
+    ["kl"],
+  ],
+  ["lr", () => t("Learning rate", "学习率"), () => "", STEPS, ["lr"]],
+  [
+    "grad_norm",
+    () => t("Gradient norm", "梯度范数"),
+    () => t("before clipping", "裁剪之前"),
+    STEPS,
+    ["grad_norm"],
+  ],
   [
     "max_expert_load",
-    () => t("Load of the busiest expert (1: even)", "最忙专家的负载（1 为均匀）"),
+    () => t("Busiest expert", "最忙的专家"),
+    () => t("share of the tokens that go to it; even: 1 / experts", "分到它的 token 比例；均匀时为 1/专家数"),
     STEPS,
     ["max_expert_load"],
   ],
-  ["aux_loss", () => t("Load-balancing loss", "负载均衡损失"), STEPS, ["aux_loss"]],
-  ["loss_scale", () => t("Loss scale (float16)", "损失缩放（float16）"), STEPS, ["loss_scale"]],
+  ["aux_loss", () => t("Load-balancing loss", "负载均衡损失"), () => "", STEPS, ["aux_loss"]],
+  ["loss_scale", () => t("Loss scale", "损失缩放"), () => "float16", STEPS, ["loss_scale"]],
   [
     "speed",
-    () => t("Speed (a second)", "速度（每秒）"),
+    () => t("Speed", "速度"),
+    () => t("tokens, pairs or examples a second", "每秒的 token、样本对或样本数"),
     MACHINE,
     ["tokens_per_s", "pairs_per_s", "examples_per_s"],
   ],
-  ["mfu", () => t("MFU (share of the peak rate)", "MFU（占峰值算力的比例）"), MACHINE, ["mfu"]],
-  ["data_wait", () => t("Waiting for data (share)", "等待数据（比例）"), MACHINE, ["data_wait"]],
-  ["memory_gb", () => t("Memory (GB)", "内存（GB）"), MACHINE, ["memory_gb"]],
-  ["minutes_left", () => t("Minutes left", "剩余分钟"), MACHINE, ["minutes_left"]],
+  [
+    "mfu",
+    () => "MFU",
+    () => t("share of the device's arithmetic rate", "占设备算力的比例"),
+    MACHINE,
+    ["mfu"],
+  ],
+  [
+    "data_wait",
+    () => t("Waiting for data", "等待数据"),
+    () => t("share of the time", "占时间的比例"),
+    MACHINE,
+    ["data_wait"],
+  ],
+  ["memory_gb", () => t("Memory", "内存"), () => "GB", MACHINE, ["memory_gb"]],
+  ["minutes_left", () => t("Minutes left", "剩余分钟"), () => "", MACHINE, ["minutes_left"]],
 ];
 
 /** A number's name without what says that it is of held-out data. */
@@ -54,17 +101,18 @@ function base(field) {
 }
 
 /**
- * The charts for the numbers that some runs have: [{ id, title, heading, fields }] in the order of
- * the page. A number that nobody has told this page of gets a chart of its own.
+ * The charts for the numbers that some runs have: [{ id, title, hint, heading, fields }], in the order
+ * of the page. A number that nobody has told this page of gets a chart of its own.
  */
 export function panelsFor(fields) {
   const left = new Set(fields);
   const panels = [];
-  for (const [id, title, heading, names] of PANELS) {
+  for (const [id, title, hint, heading, names] of PANELS) {
     const own = [...left].filter((field) => names.includes(base(field)));
     own.sort((a, b) => isHeldOut(a) - isHeldOut(b) || names.indexOf(base(a)) - names.indexOf(base(b)));
     own.forEach((field) => left.delete(field));
-    if (own.length) panels.push({ id, title: title(), heading: heading(), fields: own });
+    if (!own.length) continue;
+    panels.push({ id, title: title(), hint: hint(), heading: heading(), fields: own });
   }
   const others = new Map();
   for (const field of [...left].sort()) {
@@ -72,7 +120,8 @@ export function panelsFor(fields) {
   }
   for (const [name, own] of others) {
     own.sort((a, b) => isHeldOut(a) - isHeldOut(b));
-    panels.push({ id: `other.${name}`, title: name, heading: t("Other", "其他"), fields: own });
+    const heading = t("Other", "其他");
+    panels.push({ id: `other.${name}`, title: name, hint: "", heading, fields: own });
   }
   return panels;
 }

@@ -117,7 +117,8 @@ export class RunList {
 function factsOf(run, now) {
   const facts = [];
   const { loss, val_loss: heldOut } = run.figures;
-  if (run.script) facts.push(run.script.replace(/^train_|\.py$/g, ""));
+  const stage = run.script?.replace(/^train_|\.py$/g, "");
+  if (stage && stage !== run.name) facts.push(stage);
   if (run.step !== null) facts.push(stepsOf(run));
   if (run.minutes_left !== null) {
     const left = duration(60 * run.minutes_left, timeWords());

@@ -312,7 +312,7 @@ function place(panels) {
 }
 
 function makeChart(panel) {
-  return new Chart(panel.title, {
+  return new Chart({ ...panel, isWide: panel.id === "loss" }, {
     zoom: (low, high) => setView([low, high]),
     reset: () => setView(null),
     cursor: (x, from) => {
