@@ -126,8 +126,9 @@ def train(monkeypatch, out_dir, *flags):
 
 
 def metrics(out_dir):
-    lines = (out_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
+    lines = map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines())
+    lines = (line for line in lines if "event" not in line)
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
 
 
 @pytest.mark.parametrize("more", [["--learning_rate", 3e-3],
@@ -136,7 +137,7 @@ def test_it_learns(monkeypatch, tmp_path, flags, more):
     """From a loss of 1/2: held-out answers like the good ones become likelier, bad ones less so."""
     train(monkeypatch, tmp_path / "run", *flags["kto"], "--dropout", 0, "--max_steps", 30,
           "--eval_interval", 30, "--save_interval", 30, *more)  # fmt: skip
-    first, *lines = [line for line in metrics(tmp_path / "run") if "event" not in line]
+    first, *lines = metrics(tmp_path / "run")
     assert (first["step"], first["val_kl"], first["val_margin"]) == (0, 0, 0)
     assert (first["val_loss"], first["val_accuracy"]) == (0.5, 0.5)
     assert lines[0]["loss"] == pytest.approx(0.5) and lines[-2]["loss"] < 0.4

@@ -289,12 +289,3 @@ def test_golden_loss_curve(monkeypatch, tmp_path):
     assert {step: losses[step] for step in GOLDEN} == pytest.approx(GOLDEN, abs=0.02)
     held_out = [line["val_loss"] for line in metrics(tmp_path / "run") if "val_loss" in line]
     assert held_out == pytest.approx([8.773, 5.682], abs=0.02)
-
-
-def test_wandb_offline(monkeypatch, workspace):
-    """--use_wandb with WANDB_MODE=offline leaves a run on disk and needs no network."""
-    folder, flags = workspace
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    train(monkeypatch, folder / "run", *flags, "--max_steps", "2", "--use_wandb")
-    assert list((folder / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
