@@ -104,7 +104,7 @@ def inside(
         folder, adapters or {}, torch.device("cpu"), torch.float32, False, False, rows, None
     )
     worker = Worker(models, Metrics(), rows, waiting, seconds)
-    with running(make_app(worker, default_tokens, names, api_key), worker) as url:
+    with running(make_app(worker, folder, default_tokens, names, api_key), worker) as url:
         yield url, worker
 
 
