@@ -28,6 +28,8 @@ def test_what_is_sent_and_shown(page, server):
                 "model": "minimind",
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                "temperature": 0.7,
+                "top_p": 0.9,
                 "chat_template_kwargs": {"enable_thinking": False},
                 "messages": [{"role": "user", "content": "  Hi\nyou "}],
             },
@@ -117,7 +119,8 @@ def test_foreign_server(page, server):
     expect(page.get_by_role("button", name="Tools")).to_be_hidden()
     send(page, "Hi")
     expect(answers(page)).to_have_text("Hello.")
-    assert set(server.bodies[0]) == {"model", "stream", "stream_options", "messages"}
+    usual = {"model", "stream", "stream_options", "temperature", "top_p", "messages"}
+    assert set(server.bodies[0]) == usual
 
 
 def test_base_model(page, server):
@@ -190,7 +193,7 @@ def test_settings(page, server):
     page.keyboard.press("Escape")
     send(page, "Hi")
     expect(answers(page)).to_have_count(2)
-    assert not set(names) & set(server.bodies[1])
+    assert set(names) & set(server.bodies[1]) == {"temperature", "top_p"}
     assert server.bodies[1]["messages"][0]["role"] == "user"
 
 

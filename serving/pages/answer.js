@@ -4,7 +4,7 @@ import { t } from "./common.js";
 import { plainMessages } from "./conversations.js";
 import { ServerError, requestChunks, requestJSON } from "./stream.js";
 
-export const MAX_ROUNDS = 8; // of asking, in one answer that calls tools
+const MAX_ROUNDS = 8; // of asking, in one answer that calls tools
 const BASE_MAX_TOKENS = 256; // of a base model, which knows no end: OpenAI's default is 16
 
 /** The settings that are sent as they are; what is not set is the server's to choose. */
@@ -80,7 +80,7 @@ function breakOff(message, error, signal) {
 }
 
 /** What is asked: a chat model is asked to answer, a base model to go on with the text. */
-export function requestBody(conversation, model, tools = []) {
+function requestBody(conversation, model, tools = []) {
   const { settings } = conversation;
   const body = { model: model.id, stream: true, stream_options: { include_usage: true } };
   for (const name of SENT) if (settings[name] !== undefined) body[name] = settings[name];

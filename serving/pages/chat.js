@@ -19,7 +19,7 @@ import {
   showVersion,
 } from "./conversations.js";
 import { keyDialog } from "./key_dialog.js";
-import { SettingsDialog, isMac, shortcut } from "./settings.js";
+import { DEFAULTS, SettingsDialog, isMac, shortcut } from "./settings.js";
 import { onKeyNeeded, requestJSON } from "./stream.js";
 
 const SAVE_EVERY = 1000; // milliseconds between savings while an answer arrives
@@ -157,9 +157,9 @@ function show() {
 /** A new conversation begins with the settings that were chosen last. */
 function lastSettings() {
   try {
-    return JSON.parse(stored("chat.settings")) ?? {};
+    return JSON.parse(stored("chat.settings")) ?? { ...DEFAULTS };
   } catch {
-    return {};
+    return { ...DEFAULTS };
   }
 }
 

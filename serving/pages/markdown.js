@@ -16,7 +16,7 @@ const ITEM = /^([ \t]*)([-*+]|(\d{1,9})[.)])[ \t]+/;
 const TABLE_RULE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 
 /** Blocks of a text's lines: {type, start: number of the first line, …} each. */
-export function parseBlocks(lines, depth = 0) {
+function parseBlocks(lines, depth = 0) {
   const blocks = [];
   let at = 0;
   while (at < lines.length) {
@@ -185,7 +185,7 @@ function outdented(line, columns) {
 }
 
 /** The element of a block. */
-export function blockElement(block) {
+function blockElement(block) {
   switch (block.type) {
     case "heading":
       // the page has headings of its own above these

@@ -31,7 +31,7 @@ const WORD = /[\p{L}\p{N}]/u;
 const IN_ADDRESS = /[a-z0-9:]/i; // before a "https:" that is part of another address
 
 /** The address if a click on it may be allowed (absolute http, https or mailto), else null. */
-export function safeAddress(address) {
+function safeAddress(address) {
   try {
     const url = new URL(address);
     return SAFE.includes(url.protocol) ? url.href : null;

@@ -2,6 +2,9 @@
 
 import { element, t } from "./common.js";
 
+/** What is set before anybody has chosen: as in eval_model.py. */
+export const DEFAULTS = { temperature: 0.7, top_p: 0.9 };
+
 const NUMBERS = [
   {
     name: "temperature",
@@ -38,7 +41,7 @@ const NUMBERS = [
     name: "repetition_penalty",
     label: () => t("Repetition penalty", "重复惩罚"),
     hint: () => t("1: none", "1：无"),
-    min: 0.01,
+    min: 0.1,
     max: 10,
     step: 0.05,
   },
@@ -184,6 +187,7 @@ export class SettingsDialog {
 
   #reset() {
     for (const name of ["system", ...this.inputs.keys()]) delete this.settings[name];
+    Object.assign(this.settings, DEFAULTS);
     this.#fill();
     this.changed(this.settings);
   }
