@@ -4,9 +4,9 @@
     python benchmarks/bench_serve.py --model out/full_sft --temperature 0.7
     python benchmarks/bench_serve.py --vllm ../vllm/bin/vllm          # beside vLLM, the same folder
 
-Starts serve_model.py (and vLLM's server, where it is given) on this machine and asks it as clients do:
-streamed completions, each client beginning its next request when the last one is finished. One client
-and many take turns, --repeats times; the figures are medians. Texts of prompts differ from their first
+Starts serve_model.py (and vLLM's server, where it is given) on this machine and asks it as clients
+do: streamed completions, each client beginning its next request when the last one is finished. One
+client and many take turns, --repeats times; the figures are medians. Prompts differ from their first
 token on, so that nothing of them is cached. Last comes one JSON line.
 """
 
@@ -61,7 +61,7 @@ def parse_args():
 @contextlib.contextmanager
 def started(command: list, ready: str, environment: dict) -> Iterator[str]:
     """A server's address, once `ready` (a pattern) is in what it prints."""
-    log = tempfile.TemporaryFile("w+")
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
     process = subprocess.Popen(
         [str(word) for word in command], cwd=ROOT, env=os.environ | environment, text=True,
         stdout=log, stderr=subprocess.STDOUT,
@@ -109,8 +109,9 @@ async def measured(url: str, model: str, clients: int, args, rng, vocabulary: in
     host, port = url.removeprefix("http://").split(":")
 
     def body() -> dict:
+        prompt = [rng.randrange(300, vocabulary) for _ in range(args.prompt_tokens)]
         return {
-            "model": model, "prompt": [rng.randrange(300, vocabulary) for _ in range(args.prompt_tokens)],
+            "model": model, "prompt": prompt,
             "max_tokens": args.new_tokens, "temperature": args.temperature, "stream": True,
             "stream_options": {"include_usage": True},
         }  # fmt: skip
@@ -119,7 +120,8 @@ async def measured(url: str, model: str, clients: int, args, rng, vocabulary: in
         return [await one_request(host, int(port), body()) for _ in range(args.requests)]
 
     begin = time.perf_counter()
-    answers = sum(await asyncio.gather(*(client() for _ in range(clients))), [])
+    everyone = await asyncio.gather(*(client() for _ in range(clients)))
+    answers = [answer for own in everyone for answer in own]
     seconds = time.perf_counter() - begin
     return {
         "tokens_per_s": sum(tokens for _, _, tokens in answers) / seconds,
@@ -152,7 +154,8 @@ def main():
         if args.vllm:
             port = 18471
             command = [args.vllm, "serve", folder, "--port", port, "--host", "127.0.0.1", "--dtype",
-                       "float32", "--max-model-len", "2048", "--served-model-name", "model"]  # fmt: skip
+                       "float32", "--max-model-len", "2048", "--served-model-name",
+                       "model"]  # fmt: skip
             environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
             stack.enter_context(started(command, "Application startup complete", environment))
             servers["vLLM"] = (f"http://127.0.0.1:{port}", "model")
