@@ -6,7 +6,7 @@
 
 Starts serve_model.py (and vLLM's server, where it is given) on this machine and asks it as clients
 do: streamed completions, each client beginning its next request when the last one is finished. One
-client and many take turns, --repeats times; the figures are medians. Prompts differ from their first
+client and many take turns, --repeats times; figures are medians. Prompts differ from their first
 token on, so that nothing of them is cached. Last comes one JSON line.
 """
 

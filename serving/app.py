@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import answers, chat, completions, errors, lab, runs
+from serving import answers, chat, completions, errors, lab, runs, tools
 from serving.errors import APIError
 from serving.guard import Guard
 from serving.worker import ServedModel, Worker
@@ -50,6 +50,7 @@ def make_app(
     app.include_router(completions.router(worker))
     app.include_router(lab.router(worker.models))
     app.include_router(runs.router(out_dir))
+    app.include_router(tools.router())
     _add_small_routes(app, worker)
     _add_pages(app)
     app.add_exception_handler(APIError, errors.api_error)
