@@ -45,7 +45,13 @@ export class Chart {
       this.legend,
     );
     this.listen();
-    new ResizeObserver(() => this.draw()).observe(place);
+    this.width = 0;
+    this.height = 0;
+    new ResizeObserver(([{ contentRect }]) => {
+      this.width = contentRect.width;
+      this.height = contentRect.height;
+      this.draw();
+    }).observe(place);
     this.isVisible = true;
     new IntersectionObserver(([entry]) => {
       this.isVisible = entry.isIntersecting;
@@ -64,6 +70,10 @@ export class Chart {
 
   writeLegend() {
     const { lines } = this.picture;
+    const words = lines.map((line) => `${line.run} ${line.kind} ${measured(line.y.at(-1))}`);
+    const written = JSON.stringify([words, lines.map((line) => line.color), this.picture.axis.name]);
+    if (written === this.written) return; // touching the page makes the browser lay it out again
+    this.written = written;
     const kinds = new Map(lines.filter((line) => line.kind).map((line) => [line.kind, line]));
     this.legend.replaceChildren(
       ...[...kinds].flatMap(([kind, line]) => [keyOf(line, null), `${kind} `]),
@@ -76,7 +86,6 @@ export class Chart {
       return text;
     });
     this.values.replaceChildren(...last);
-    const words = lines.map((line) => `${line.run} ${line.kind} ${measured(line.y.at(-1))}`);
     const keys = t("arrow keys read the curve, + and − zoom, 0 resets",
       "方向键读取曲线，+ 和 − 缩放，0 还原");
     this.top.setAttribute("aria-label", `${this.title}: ${words.join("; ")}. ${keys}`);
@@ -86,8 +95,7 @@ export class Chart {
 
   draw() {
     this.isStale = !this.isVisible;
-    const width = this.canvas.parentElement.clientWidth;
-    const height = this.canvas.parentElement.clientHeight;
+    const { width, height } = this;
     if (!this.picture || this.isStale || !width) return;
     const paint = prepared(this.canvas, width, height);
     this.colors = colorsOf(this.canvas);
@@ -237,7 +245,12 @@ export class Chart {
 
   drawCursor() {
     if (!this.picture || !this.toX || this.isStale) return;
-    const { clientWidth: width, clientHeight: height } = this.canvas.parentElement;
+    const read = this.cursor === null ? [] : this.readings();
+    this.writeTip(read);
+    const isEmpty = !read.length && !this.dragged;
+    if (isEmpty && this.wasEmpty) return; // drawing nothing again is work, too
+    this.wasEmpty = isEmpty;
+    const { width, height } = this;
     const paint = prepared(this.top, width, height);
     if (this.dragged) {
       paint.fillStyle = this.colors.accent;
@@ -246,7 +259,6 @@ export class Chart {
       paint.fillRect(from, TOP, to - from, height - TOP - BOTTOM);
       paint.globalAlpha = 1;
     }
-    const read = this.cursor === null ? [] : this.readings();
     if (read.length) {
       const x = Math.round(this.toX(this.cursor)) + 0.5;
       paint.strokeStyle = this.colors.muted;
@@ -259,7 +271,6 @@ export class Chart {
         }
       }
     }
-    this.writeTip(read, width);
   }
 
   /** The points nearest to the cursor, one of every line that is there at all. */
@@ -274,7 +285,7 @@ export class Chart {
     return found;
   }
 
-  writeTip(read, width) {
+  writeTip(read) {
     this.tip.hidden = !this.isHere || !read.length;
     if (this.tip.hidden) return;
     const { axis, marks } = this.picture;
@@ -298,9 +309,9 @@ export class Chart {
     const head = element("div", { class: "muted" }, `${axis.name} ${axis.exact(this.cursor)}`);
     this.tip.replaceChildren(head, ...rows, ...notes);
     const x = this.toX(this.cursor);
-    const isLeft = x > width / 2;
+    const isLeft = x > this.width / 2;
     this.tip.style.left = isLeft ? "" : `${x + 12}px`;
-    this.tip.style.right = isLeft ? `${width - x + 12}px` : "";
+    this.tip.style.right = isLeft ? `${this.width - x + 12}px` : "";
   }
 
   setCursor(x, isHere) {

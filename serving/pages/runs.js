@@ -9,9 +9,10 @@ import { RunData } from "./series.js";
 import { duration, roundTicks, short } from "./ticks.js";
 
 const COLORS = 8; // runs at once, a colour each: --run-0 … in runs.css
-const POINTS = 800; // of a curve: as many as a chart has pixels
+const POINTS = 400; // of a curve, each standing for what lies around it: about one for every pixel or two
 const BETWEEN_LOOKS = 2_000; // milliseconds, while a run that is shown is running
 const BETWEEN_LOOKS_AT_REST = 10_000;
+const SHARE_OF_TIME = 0.005; // of this browser's, that drawing may take: training needs the rest
 const BETWEEN_LISTS = 6_000;
 const SHOWN_AT_FIRST = 4;
 
@@ -25,6 +26,7 @@ const state = {
   view: null, // [low, high] of x, or null for all
   isFirst: true,
   listedAt: -Infinity,
+  drawing: 0, // milliseconds that it took the last time
 };
 const charts = new Map(); // panel id -> Chart
 const headings = new Map();
@@ -108,7 +110,7 @@ async function look() {
     const hasMore = await lookAtData();
     const shown = state.runs.filter((run) => state.chosen.has(run.name));
     if (shown.some((run) => run.state === "running")) pause = BETWEEN_LOOKS;
-    if (hasMore) pause = 0;
+    pause = hasMore ? 0 : Math.max(pause, state.drawing / SHARE_OF_TIME);
     controls.problem.textContent = "";
   } catch (error) {
     controls.problem.textContent = t(`No answer: ${error.message}`, `没有回应：${error.message}`);
@@ -254,11 +256,13 @@ function drawList() {
 }
 
 function redraw() {
+  const began = performance.now();
   drawList();
   const shown = shownRuns();
   drawCharts(shown);
   samples.show(shown.map((run) => ({ ...run, samples: run.data.samples })));
   flags.show(shown);
+  state.drawing = performance.now() - began;
 }
 
 /** The runs with anything to show, in the order in which they were chosen. */
