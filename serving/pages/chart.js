@@ -33,16 +33,17 @@ export class Chart {
     this.top = element("canvas", { tabindex: "0", role: "img", class: "top" });
     this.tip = element("div", { class: "tip", hidden: true });
     this.values = element("span", { class: "values" });
-    this.legend = element("span", { class: "legend muted" });
+    this.legend = element("span", { class: "legend" });
+    this.axisName = element("span", {});
     this.logButton = element("button", { class: "quiet log", onclick: () => told.log() }, "log");
     this.logButton.title = t("Logarithmic y axis", "对数 y 轴");
     const place = element("div", { class: "place" }, this.canvas, this.top, this.tip);
     this.figure = element(
       "figure",
       { class: isWide ? "chart wide" : "chart" },
-      element("figcaption", {}, element("h3", { title: hint }, title), this.values, this.logButton),
+      element("figcaption", {}, element("h3", { title: hint }, title), this.values),
       place,
-      this.legend,
+      element("div", { class: "foot muted" }, this.legend, this.logButton, this.axisName),
     );
     this.listen();
     this.width = 0;
@@ -77,8 +78,8 @@ export class Chart {
     const kinds = new Map(lines.filter((line) => line.kind).map((line) => [line.kind, line]));
     this.legend.replaceChildren(
       ...[...kinds].flatMap(([kind, line]) => [keyOf(line, null), `${kind} `]),
-      element("span", { class: "axis" }, this.picture.axis.name),
     );
+    this.axisName.textContent = this.picture.axis.name;
     const last = lines.slice(0, MOST_VALUES).map((line) => {
       const text = element("span", {}, `${line.heldOut && line.kind ? "●" : ""}${measured(line.y.at(-1))}`);
       text.style.color = line.color;
@@ -279,8 +280,10 @@ export class Chart {
     const found = [];
     for (const line of this.lines) {
       const at = nearest(line.x, this.cursor);
-      const isNear = at >= 0 && (line.heldOut || Math.abs(line.x[at] - this.cursor) <= width);
-      if (isNear) found.push({ line, at });
+      if (at < 0) continue;
+      const isWithin = line.x[0] <= this.cursor && this.cursor <= line.x.at(-1);
+      const isNear = Math.abs(line.x[at] - this.cursor) <= width;
+      if (isNear || (line.heldOut && isWithin)) found.push({ line, at });
     }
     return found;
   }
