@@ -138,6 +138,16 @@ def test_tensorboard_is_imported_for_its_flag_alone():
     assert done.stdout.strip() == "False"
 
 
+def test_numbers_are_on_disk_at_once(tmp_path):
+    """What was logged can be read while the run goes on."""
+    files, values = EventFiles(tmp_path, {}, 0), {f"n{i}": float(i) for i in range(200)}
+    for step in (1, 2):
+        files.metrics(step, values)
+        read = events(tmp_path)
+        assert {n: read.Scalars(n)[-1].step for n in values} == dict.fromkeys(values, step)
+    files.close()
+
+
 def test_text_stays_text(tmp_path):
     """No markup of a model or a path becomes markup of a page."""
     files = EventFiles(tmp_path, {"name": "a|b\n`c`"}, 0)

@@ -33,19 +33,26 @@ export class Chart {
     this.top = element("canvas", { tabindex: "0", role: "img", class: "top" });
     this.tip = element("div", { class: "tip", hidden: true });
     this.values = element("span", { class: "values" });
-    this.legend = element("span", { class: "legend muted" });
+    this.legend = element("span", { class: "legend" });
+    this.axisName = element("span", {});
     this.logButton = element("button", { class: "quiet log", onclick: () => told.log() }, "log");
     this.logButton.title = t("Logarithmic y axis", "对数 y 轴");
     const place = element("div", { class: "place" }, this.canvas, this.top, this.tip);
     this.figure = element(
       "figure",
       { class: isWide ? "chart wide" : "chart" },
-      element("figcaption", {}, element("h3", { title: hint }, title), this.values, this.logButton),
+      element("figcaption", {}, element("h3", { title: hint }, title), this.values),
       place,
-      this.legend,
+      element("div", { class: "foot muted" }, this.legend, this.logButton, this.axisName),
     );
     this.listen();
-    new ResizeObserver(() => this.draw()).observe(place);
+    this.width = 0;
+    this.height = 0;
+    new ResizeObserver(([{ contentRect }]) => {
+      this.width = contentRect.width;
+      this.height = contentRect.height;
+      this.draw();
+    }).observe(place);
     this.isVisible = true;
     new IntersectionObserver(([entry]) => {
       this.isVisible = entry.isIntersecting;
@@ -64,11 +71,15 @@ export class Chart {
 
   writeLegend() {
     const { lines } = this.picture;
+    const words = lines.map((line) => `${line.run} ${line.kind} ${measured(line.y.at(-1))}`);
+    const written = JSON.stringify([words, lines.map((line) => line.color), this.picture.axis.name]);
+    if (written === this.written) return; // touching the page makes the browser lay it out again
+    this.written = written;
     const kinds = new Map(lines.filter((line) => line.kind).map((line) => [line.kind, line]));
     this.legend.replaceChildren(
       ...[...kinds].flatMap(([kind, line]) => [keyOf(line, null), `${kind} `]),
-      element("span", { class: "axis" }, this.picture.axis.name),
     );
+    this.axisName.textContent = this.picture.axis.name;
     const last = lines.slice(0, MOST_VALUES).map((line) => {
       const text = element("span", {}, `${line.heldOut && line.kind ? "●" : ""}${measured(line.y.at(-1))}`);
       text.style.color = line.color;
@@ -76,7 +87,6 @@ export class Chart {
       return text;
     });
     this.values.replaceChildren(...last);
-    const words = lines.map((line) => `${line.run} ${line.kind} ${measured(line.y.at(-1))}`);
     const keys = t("arrow keys read the curve, + and − zoom, 0 resets",
       "方向键读取曲线，+ 和 − 缩放，0 还原");
     this.top.setAttribute("aria-label", `${this.title}: ${words.join("; ")}. ${keys}`);
@@ -86,8 +96,7 @@ export class Chart {
 
   draw() {
     this.isStale = !this.isVisible;
-    const width = this.canvas.parentElement.clientWidth;
-    const height = this.canvas.parentElement.clientHeight;
+    const { width, height } = this;
     if (!this.picture || this.isStale || !width) return;
     const paint = prepared(this.canvas, width, height);
     this.colors = colorsOf(this.canvas);
@@ -237,7 +246,12 @@ export class Chart {
 
   drawCursor() {
     if (!this.picture || !this.toX || this.isStale) return;
-    const { clientWidth: width, clientHeight: height } = this.canvas.parentElement;
+    const read = this.cursor === null ? [] : this.readings();
+    this.writeTip(read);
+    const isEmpty = !read.length && !this.dragged;
+    if (isEmpty && this.wasEmpty) return; // drawing nothing again is work, too
+    this.wasEmpty = isEmpty;
+    const { width, height } = this;
     const paint = prepared(this.top, width, height);
     if (this.dragged) {
       paint.fillStyle = this.colors.accent;
@@ -246,7 +260,6 @@ export class Chart {
       paint.fillRect(from, TOP, to - from, height - TOP - BOTTOM);
       paint.globalAlpha = 1;
     }
-    const read = this.cursor === null ? [] : this.readings();
     if (read.length) {
       const x = Math.round(this.toX(this.cursor)) + 0.5;
       paint.strokeStyle = this.colors.muted;
@@ -259,7 +272,6 @@ export class Chart {
         }
       }
     }
-    this.writeTip(read, width);
   }
 
   /** The points nearest to the cursor, one of every line that is there at all. */
@@ -268,13 +280,15 @@ export class Chart {
     const found = [];
     for (const line of this.lines) {
       const at = nearest(line.x, this.cursor);
-      const isNear = at >= 0 && (line.heldOut || Math.abs(line.x[at] - this.cursor) <= width);
-      if (isNear) found.push({ line, at });
+      if (at < 0) continue;
+      const isWithin = line.x[0] <= this.cursor && this.cursor <= line.x.at(-1);
+      const isNear = Math.abs(line.x[at] - this.cursor) <= width;
+      if (isNear || (line.heldOut && isWithin)) found.push({ line, at });
     }
     return found;
   }
 
-  writeTip(read, width) {
+  writeTip(read) {
     this.tip.hidden = !this.isHere || !read.length;
     if (this.tip.hidden) return;
     const { axis, marks } = this.picture;
@@ -298,9 +312,9 @@ export class Chart {
     const head = element("div", { class: "muted" }, `${axis.name} ${axis.exact(this.cursor)}`);
     this.tip.replaceChildren(head, ...rows, ...notes);
     const x = this.toX(this.cursor);
-    const isLeft = x > width / 2;
+    const isLeft = x > this.width / 2;
     this.tip.style.left = isLeft ? "" : `${x + 12}px`;
-    this.tip.style.right = isLeft ? `${width - x + 12}px` : "";
+    this.tip.style.right = isLeft ? `${this.width - x + 12}px` : "";
   }
 
   setCursor(x, isHere) {

@@ -101,7 +101,11 @@ export class RunList {
     bar.hidden = !run.total_steps || run.state === "finished";
     if (run.total_steps) bar.value = Math.min(1, (run.step ?? 0) / run.total_steps);
     bar.setAttribute("aria-label", t("Steps done", "已完成的步数"));
-    facts.replaceChildren(...factsOf(run, now).map((fact) => element("span", {}, fact)));
+    const written = factsOf(run, now);
+    if (entry.written !== written.join()) {
+      facts.replaceChildren(...written.map((fact) => element("span", {}, fact)));
+      entry.written = written.join();
+    }
     why.textContent = reasonOf(run);
     why.hidden = !why.textContent;
   }

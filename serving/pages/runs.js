@@ -9,10 +9,12 @@ import { RunData } from "./series.js";
 import { duration, roundTicks, short } from "./ticks.js";
 
 const COLORS = 8; // runs at once, a colour each: --run-0 … in runs.css
-const POINTS = 800; // of a curve: as many as a chart has pixels
+const POINTS = 400; // of a curve, each standing for what lies around it: about one for every pixel or two
 const BETWEEN_LOOKS = 2_000; // milliseconds, while a run that is shown is running
 const BETWEEN_LOOKS_AT_REST = 10_000;
+const SHARE_OF_TIME = 0.01; // that drawing may take of this thread: training needs the rest
 const BETWEEN_LISTS = 6_000;
+const PATIENCE = 30_000;
 const SHOWN_AT_FIRST = 4;
 
 const state = {
@@ -25,6 +27,7 @@ const state = {
   view: null, // [low, high] of x, or null for all
   isFirst: true,
   listedAt: -Infinity,
+  drawings: [0, 0], // milliseconds that it took the last two times
 };
 const charts = new Map(); // panel id -> Chart
 const headings = new Map();
@@ -108,7 +111,8 @@ async function look() {
     const hasMore = await lookAtData();
     const shown = state.runs.filter((run) => state.chosen.has(run.name));
     if (shown.some((run) => run.state === "running")) pause = BETWEEN_LOOKS;
-    if (hasMore) pause = 0;
+    const drawing = Math.min(...state.drawings) / SHARE_OF_TIME;
+    pause = hasMore ? 0 : Math.min(Math.max(pause, drawing), BETWEEN_LOOKS_AT_REST);
     controls.problem.textContent = "";
   } catch (error) {
     controls.problem.textContent = t(`No answer: ${error.message}`, `没有回应：${error.message}`);
@@ -119,8 +123,13 @@ async function look() {
   isWanted = false;
 }
 
+/** An answer that never comes must not be the last that was asked for. */
+function patient() {
+  return { signal: AbortSignal.timeout(PATIENCE) };
+}
+
 async function lookAtList() {
-  const answer = await ask("/runs/list");
+  const answer = await ask("/runs/list", patient());
   state.listedAt = performance.now();
   state.runs = answer.runs;
   state.folder = answer.folder;
@@ -150,7 +159,7 @@ async function lookAtData() {
     query.append("run", name);
     query.append("since", state.data.get(name)?.position ?? "");
   }
-  const answer = await ask(`/runs/data?${query}`);
+  const answer = await ask(`/runs/data?${query}`, patient());
   if (axis !== state.axis) return true; // changed meanwhile
   let isNew = false;
   for (const run of answer.runs) {
@@ -177,7 +186,7 @@ async function lookCloser() {
   if (!view || !names.length) return;
   const query = new URLSearchParams({ axis, points: POINTS, low: view[0], high: view[1] });
   for (const name of names) query.append("run", name);
-  const answer = await ask(`/runs/data?${query}`);
+  const answer = await ask(`/runs/data?${query}`, patient());
   if (view !== state.view || axis !== state.axis) return;
   state.detail.clear();
   for (const run of answer.runs) {
@@ -254,11 +263,19 @@ function drawList() {
 }
 
 function redraw() {
+  const began = performance.now();
   drawList();
   const shown = shownRuns();
   drawCharts(shown);
   samples.show(shown.map((run) => ({ ...run, samples: run.data.samples })));
   flags.show(shown);
+  const took = performance.now() - began;
+  requestAnimationFrame((frame) => {
+    setTimeout(() => {
+      // this comes after the painting
+      state.drawings = [state.drawings[1], took + performance.now() - frame];
+    });
+  });
 }
 
 /** The runs with anything to show, in the order in which they were chosen. */

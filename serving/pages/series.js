@@ -37,7 +37,7 @@ export class RunData {
     this.hasMore = answer.more;
     // what is added comes line by line: when it has become much, it is thinned by the server
     const longest = Math.max(0, ...[...this.fields.values()].map((points) => points.x.length));
-    if (longest > 3 * mostPoints) this.position = "";
+    if (longest > 2 * mostPoints) this.position = "";
     return isNew;
   }
 }
