@@ -128,7 +128,7 @@ def main():
     )  # fmt: skip
     worker = Worker(models, Metrics(), args.max_concurrency, args.max_queue, args.max_seconds)
     names = {args.host, socket.gethostname(), *args.allowed_hosts}
-    app = make_app(worker, args.max_new_tokens, names, api_key)
+    app = make_app(worker, args.runs, args.max_new_tokens, names, api_key)
     config = server_config(app, args.shutdown_seconds)
     host = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{host}:{listening.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""One connection of a client, below the application: bounded in time and size, errors as objects."""
+"""A client's connection, below the application: bounded in time and size, errors as objects."""
 
 from __future__ import annotations
 

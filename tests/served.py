@@ -111,14 +111,14 @@ def serving(folder: Path, *flags) -> Iterator[tuple[str, int]]:
 def inside(
     folder: Path, api_key: str | None = None, rows: int = 4, waiting: int = 16,
     seconds: float = 60.0, default_tokens: int = 64, names: set[str] = frozenset(),
-    adapters: dict | None = None, routers: list = (),
+    adapters: dict | None = None,
 ) -> Iterator[Inside]:  # fmt: skip
     """The application in a thread of this process."""
     models = open_models(
         folder, adapters or {}, torch.device("cpu"), torch.float32, False, False, rows, None
     )
     worker = Worker(models, Metrics(), rows, waiting, seconds)
-    app = make_app(worker, default_tokens, names, api_key, routers)
+    app = make_app(worker, folder / "no_runs", default_tokens, names, api_key)
     listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, 5))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
