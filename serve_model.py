@@ -71,7 +71,8 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there. ValueError, naming the flag, where that is not possible."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # with the protocol given, asyncio lets small parts of an answer go out at once (no delay)
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen()  # so that another server finds the port in use, while this one loads
