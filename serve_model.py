@@ -71,9 +71,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there. ValueError, naming the flag, where that is not possible."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # with the protocol given, asyncio lets small parts of an answer go out at once (no delay)
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()  # so that another server finds the port in use, while this one loads
     except OSError as error:
         raise ValueError(f"--host {host} --port {port}: {error.strerror or error}") from None
     return listening
@@ -108,7 +110,9 @@ class Server(uvicorn.Server):
 
 def main():
     args = parse_args()
-    api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    api_key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE)
+    if api_key is not None and not api_key.strip():
+        raise ValueError(f"--api_key (or {KEY_VARIABLE}): expected a key, got an empty one")
     if api_key is None and not is_local(args.host) and not args.allow_public:
         raise ValueError(
             f"--host {args.host}: anybody who reaches this machine could use the server; give an "

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import answers, chat, completions, errors, lab, runs, tools
@@ -24,6 +24,7 @@ KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
@@ -45,7 +46,13 @@ def make_app(
         worker.stop()
 
     # the pages with the interactive reference would load scripts from elsewhere
-    app = FastAPI(title="MiniMind", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="MiniMind",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.include_router(chat.router(worker, default_tokens))
     app.include_router(completions.router(worker))
     app.include_router(lab.router(worker.models))
@@ -118,7 +125,7 @@ def _add_pages(app: FastAPI):
         if name not in files:
             raise APIError(404, f"no such file: {name[: errors.LONGEST_SHOWN]}")
         kind = KINDS[files[name].suffix]
-        return FileResponse(files[name], media_type=kind, headers=PAGE_HEADERS)
+        return Response(files[name].read_bytes(), media_type=kind, headers=PAGE_HEADERS)
 
     for path, name in PAGE_OF.items():
         app.get(path, include_in_schema=False)(lambda name=name: page(name))

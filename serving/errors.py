@@ -42,7 +42,11 @@ def error_object(status: int, message: str, param: str | None, code: str | None)
 
 def response(error: APIError) -> JSONResponse:
     """An error as the server answers with it."""
-    content = error_object(error.status, error.message, error.param, error.code)
+    # what is repeated of a request may hold lone surrogates, which an answer cannot
+    message, param = (
+        text and text.encode("utf-8", "replace").decode() for text in (error.message, error.param)
+    )
+    content = error_object(error.status, message, param, error.code)
     return JSONResponse(content, error.status, error.headers)
 
 
@@ -77,7 +81,7 @@ async def validation_error(_request: Request, error: RequestValidationError) -> 
         message = f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}"
         if first["type"] != "missing" and isinstance(first.get("input"), str | int | float):
             message += f", got {first['input']!r}"[:LONGEST_SHOWN]
-    return response(APIError(400, message.encode("utf-8", "replace").decode(), param))
+    return response(APIError(400, message, param))
 
 
 def _is_a_kind(part: object) -> bool:

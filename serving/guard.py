@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -20,6 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import APIError, response
 
+HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+(%[\w.%-]+)?\]|[A-Za-z0-9._-]+)(:[0-9]*)?")
+LARGEST_HEAD = 64 << 10  # bytes of the path and all headers, however they come
 LARGEST_BODY = 4 << 20  # bytes
 BODY_SECONDS = 30.0  # for all of a body to arrive
 OPEN_ROUTES = ("/health",)  # need no key
@@ -36,7 +40,7 @@ class Guard:
     def __init__(self, app: ASGIApp, names: set[str], api_key: str | None = None):
         self.app = app
         self.names = {"localhost", *(name.lower().rstrip(".") for name in names)}
-        self.digest = None if api_key is None else _digest(api_key)
+        self.digest = None if api_key is None else _digest(api_key.encode("utf-8"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope["type"] != "http":
@@ -46,6 +50,7 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
+            _check_head(headers, scope)
             self._check_host(headers)
             self._check_origin(headers)
             if scope["path"] not in OPEN_ROUTES:
@@ -64,12 +69,11 @@ class Guard:
             raise APIError(403, f"Host: {name!r} is not a name of this server (--allowed_hosts)")
 
     def _is_ours(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        found = HOST.fullmatch(host)
+        if found is None:
             return False
-        name = name.lower().rstrip(".")
-        return name in self.names or _is_address(name)
+        name = found["name"].lower()
+        return name.rstrip(".") in self.names or _is_address(name.strip("[]"))
 
     def _check_origin(self, headers: Headers):
         """Browsers send it with all that a page of another site could do harm with."""
@@ -89,7 +93,7 @@ class Guard:
     def _check_key(self, headers: Headers, scope: Scope):
         if self.digest is None:
             return
-        given = _given_key(headers.get("authorization", ""))
+        given = _given_key(headers.get("authorization", "").encode("latin-1"))
         if given is not None and hmac.compare_digest(_digest(given), self.digest):
             return
         of_a_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
@@ -101,20 +105,25 @@ class Guard:
         )
 
 
-def _digest(key: str) -> bytes:
+def _check_head(headers: Headers, scope: Scope):
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in headers.raw)
+    if size > LARGEST_HEAD:
+        raise APIError(400, f"path and headers are larger than {LARGEST_HEAD >> 10} KiB")
+
+
+def _digest(key: bytes) -> bytes:
     """Equal in length whatever the key, so that comparing says nothing of it."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key).digest()
 
 
-def _given_key(authorization: str) -> str | None:
-    scheme, _, value = authorization.partition(" ")
-    if scheme.lower() == "bearer":
+def _given_key(authorization: bytes) -> bytes | None:
+    scheme, _, value = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
         return value.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
-        except (binascii.Error, ValueError):
-            return None
+    if scheme.lower() == b"basic":
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(value, validate=True).partition(b":")[2]
     return None
 
 
@@ -134,17 +143,16 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes | None:
         raise too_large
 
     async def collect() -> bytes | None:
-        parts, size = [], 0
+        body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > LARGEST_BODY:
+            body += message.get("body", b"")
+            if len(body) > LARGEST_BODY:
                 raise too_large
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return bytes(body)
 
     try:
         return await asyncio.wait_for(collect(), BODY_SECONDS)

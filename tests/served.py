@@ -4,22 +4,30 @@
 """
 
 import contextlib
+import http.client
+import json
 import os
 import re
 import selectors
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 import torch
+import uvicorn
+from fastapi import FastAPI
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dataset.tokenizer import load_tokenizer
+from serve_model import listen
 from serving.app import make_app
 from serving.connection import server_config
 from serving.metrics import Metrics
@@ -29,6 +37,12 @@ from serving.worker import Worker
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = REPOSITORY / "model" / "tokenizer" / "chat_template.jinja"
 START_SECONDS = 120  # for imports on a busy machine
+
+
+class Inside(NamedTuple):
+    url: str
+    app: FastAPI
+    worker: Worker
 
 
 def tiny_folder(folder: Path, tokenizer_folder: Path, seed: int = 0, context: int = 512) -> Path:
@@ -98,34 +112,91 @@ def inside(
     folder: Path, api_key: str | None = None, rows: int = 4, waiting: int = 16,
     seconds: float = 60.0, default_tokens: int = 64, names: set[str] = frozenset(),
     adapters: dict | None = None,
-) -> Iterator[tuple[str, Worker]]:  # fmt: skip
-    """The application in a thread of this process: (address, its worker)."""
+) -> Iterator[Inside]:  # fmt: skip
+    """The application in a thread of this process."""
     models = open_models(
         folder, adapters or {}, torch.device("cpu"), torch.float32, False, False, rows, None
     )
     worker = Worker(models, Metrics(), rows, waiting, seconds)
-    with running(make_app(worker, folder, default_tokens, names, api_key), worker) as url:
-        yield url, worker
-
-
-@contextlib.contextmanager
-def running(app, worker: Worker) -> Iterator[str]:
-    """Any application with serve_model.py's settings of HTTP, on a free port."""
-    import uvicorn
-
-    from serve_model import listen
-
+    app = make_app(worker, folder / "no_runs", default_tokens, names, api_key)
     listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, 5))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:
         wait_for(lambda: server.started, 30)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield Inside(f"http://127.0.0.1:{listening.getsockname()[1]}", app, worker)
     finally:
         server.should_exit = True
         thread.join(timeout=30)
     assert not thread.is_alive()
+
+
+def raw(url: str, *parts: bytes | float, seconds: float = 20) -> tuple[int, dict, bytes]:
+    """Send these bytes as they are, waiting so many seconds at each number: what comes back.
+
+    (status, headers by their names in small letters, body). ConnectionError: nothing came back.
+    """
+    with connected(url, seconds) as client:
+        for part in parts:
+            if isinstance(part, bytes):
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    client.sendall(part)
+            else:
+                time.sleep(part)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, headers, answer.read()
+
+
+def connected(url: str, seconds: float = 20) -> socket.socket:
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port), timeout=seconds)
+
+
+def request_bytes(path: str, body: dict | None = None, method: str = "", more: str = "") -> bytes:
+    """A request as it goes over the wire. more: further header lines, each with its line end."""
+    content = b"" if body is None else json.dumps(body).encode()
+    method = method or ("GET" if body is None else "POST")
+    lines = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}"
+    if body is not None:
+        lines += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    return lines.encode() + b"\r\n" + content
+
+
+def is_error(body: bytes | str) -> bool:
+    """Whether this is OpenAI's error object and nothing else, with no trace of Python's."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(content, dict) or list(content) != ["error"]:
+        return False
+    error = content["error"]
+    fits = isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
+    fits = fits and isinstance(error["message"], str) and isinstance(error["type"], str)
+    fits = fits and all(isinstance(error[name], str | None) for name in ("param", "code"))
+    return fits and bool(error["message"]) and "Traceback" not in error["message"]
+
+
+def all_routes(app: FastAPI) -> list[tuple[str, str]]:
+    """(method, path) of everything that the application answers, parameters as their names."""
+
+    def found(routes, prefix: str = ""):
+        for route in routes:
+            included = getattr(route, "original_router", None)
+            if included is not None:
+                yield from found(included.routes, prefix + route.include_context.prefix)
+            else:
+                path = re.sub(r"\{(\w+)[^}]*\}", r"\1", prefix + route.path)
+                yield from ((method, path) for method in sorted(route.methods))
+
+    routes = list(found(app.routes))
+    assert {path.replace("{", "").replace("}", "") for path in app.openapi()["paths"]} <= {
+        path for _, path in routes
+    }
+    return routes
 
 
 def wait_for(condition, seconds: float = 10.0):
