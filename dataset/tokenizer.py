@@ -143,7 +143,10 @@ class Tokenizer:
         return self.control_tokens[token]
 
     def bytes_of(self, id: int) -> bytes:
-        """What one token stands for in UTF-8, perhaps a part of a character; unused ids: nothing."""
+        """The bytes of text that an id stands for, or a control token's name; b"" if it is unused.
+
+        Maybe a part of a character only: the bytes of several ids together are UTF-8.
+        """
         return self._bytes_of_id.get(id, b"")
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:

@@ -14,7 +14,7 @@ The rows being answered are always the first ones, so that attention reads them 
 
 Shapes in this file:
     L  layers     R  rows of the cache      K  key/value heads    S  tokens of a row    D  head_dim
-    N  tokens in a step                     n  rows being answered      V  vocab_size
+    n  rows being answered                  V  vocab_size
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention import attention
 from model.generation import device_and_dtype, room_after
 from model.model import MiniMindLM
 from model.sampling import Draws, Sampler, Sampling
+from model.step_cache import Piece, StepCache
 
 GROWTH = 256  # tokens; rows grow by multiples of it
+WORTH_WAITING = 16  # tokens of a prompt that another one, being read, will soon have in common
 
 
 @dataclass(eq=False)
@@ -157,9 +158,8 @@ class Engine:
         request.ending = "cancelled"
         if request in self.waiting:
             self.waiting.remove(request)
-        for row in self.rows:
-            if row.request is request:
-                self._release(row)
+        for row in [row for row in self.rows if row.request is request]:
+            self._release(row)
 
     def fail(self) -> list[Request]:
         """After a step that raised: drop everything, and say which requests are lost."""
@@ -213,8 +213,9 @@ class Engine:
         self._grow(int(max([*lengths, *(piece.end - 1 for piece in pieces)])) + 1)
         cache = StepCache(self.cache, lengths, pieces, self.device)
         input_ids = torch.from_numpy(np.concatenate(tokens))[None].to(self.device)  # [1, N]
-        # the one thing needed of every place where a model answers alone
-        last_only = torch.tensor(wanted, device=self.device) if len(wanted) < place else None
+        last_only = None
+        if len(wanted) < place:
+            last_only = torch.tensor(wanted, dtype=torch.int64, device=self.device)
         logits = self._logits(input_ids, cache, last_only)  # [wanted, V]
 
         for row in rows[:n]:
@@ -297,18 +298,22 @@ class Engine:
     def _admit(self):
         """Give rows to waiting requests, with what is known of their prompts."""
         while self.waiting and self.running < self.max_running:
-            request = self.waiting.popleft()
+            request = self.waiting[0]
             prompt = np.array(request.prompt, dtype=np.int64)
-            source, known = self._longest_prefix(prompt)
+            self._grow(len(prompt))
+            origin, known, soon = self._longest_prefix(prompt)
             if request.prompt_logprobs:  # every place has to be computed
-                known = 0
-            free = [row for row in self.rows if row.request is None]
+                known = soon = 0
+            if soon - known > WORTH_WAITING:
+                return
+            self.waiting.popleft()
+            source = self.rows[origin]
             if known and source.request is None and known == source.length:
                 row = source  # nothing of it is lost
             else:
+                free = [row for row in self.rows if row.request is None]
                 row = min(free, key=lambda row: (row.length > 0, row.used))
-            self._grow(len(prompt))
-            at, origin = self.rows.index(row), self.rows.index(source)
+            at = self.rows.index(row)
             if known and row is not source:
                 self.cache[:, :, at, :, :known] = self.cache[:, :, origin, :, :known]
             self.ids[at, : len(prompt)] = prompt
@@ -321,18 +326,21 @@ class Engine:
             )  # fmt: skip
             self.reading.append(row)
 
-    def _longest_prefix(self, prompt: np.ndarray) -> tuple[Row, int]:
-        """The row that begins with the most tokens of the prompt, and how many these are.
+    def _longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
+        """The row that begins with the most tokens of the prompt, how many, and how many soon.
 
-        The prompt's last token is never among them: the model is asked what comes after it.
+        Soon: once the prompts that are being read have been. The prompt's last token is never among
+        them: the model is asked what comes after it.
         """
-        width = min(len(prompt) - 1, self.ids.shape[1])
-        held = np.array([row.length for row in self.rows])  # [R]
-        same = self.ids[:, :width] == prompt[:width]  # [R, width]
-        same &= np.arange(width) < held[:, None]
-        ends = np.where(same.all(1), width, np.argmin(same, axis=1)) if width else held * 0
-        best = int(ends.argmax())
-        return self.rows[best], int(ends[best])
+        width = len(prompt) - 1
+        rows = self.rows
+        held = np.array([row.length for row in rows])  # [R]
+        coming = np.array([len(row.request.prompt) if row in self.reading else 0 for row in rows])
+        differs = self.ids[:, :width] != prompt[:width]  # [R, width]
+        same = np.where(differs.any(1), differs.argmax(1), width) if width else 0 * held
+        known = np.minimum(same, held)
+        best = int(known.argmax())
+        return best, int(known[best]), int(np.minimum(same, coming).max())
 
     def _begin_answer(self, row: Row):
         """A prompt has been read: its row becomes the last of those being answered."""
@@ -351,6 +359,7 @@ class Engine:
             self.sampler = None
         row.request, row.draws, row.used = None, None, self.steps
 
+    @torch.inference_mode()  # requests are cancelled between steps, too
     def _swap(self, a: int, b: int):
         """Exchange two rows of the cache."""
         if a == b:
@@ -383,81 +392,6 @@ class Engine:
                  config.head_dim)  # fmt: skip
         # zeros: a hidden place's weight is 0, but 0 times what memory happens to hold may be NaN
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
-
-
-class Piece(NamedTuple):
-    """Tokens of one prompt in a step: those from start to end go into this row of the cache."""
-
-    row: int
-    start: int
-    end: int
-
-
-class StepCache:
-    """The cache as one step's forward pass sees it: N tokens in a row, of several sequences."""
-
-    def __init__(self, cache: Tensor, lengths: np.ndarray, pieces: list[Piece], device):
-        self.cache, self.pieces, self.n = cache, pieces, len(lengths)
-        spans = [np.arange(piece.start, piece.end) for piece in pieces]
-        self.positions = torch.from_numpy(np.concatenate([lengths, *spans]))[None].to(device)
-        self.masks = [piece_mask(piece, device) for piece in pieces]
-        if self.n:
-            self.lengths = torch.from_numpy(lengths).to(device)  # [n]
-            self.rows = torch.arange(self.n, device=device)
-            self.longest = int(lengths.max()) + 1
-            same = int(lengths.min()) + 1 == self.longest
-            places = torch.arange(self.longest, device=device)
-            self.mask = None if same else (places <= self.lengths[:, None])[:, None, None]
-
-    def positions_and_mask(self, T: int) -> tuple[Tensor, None]:
-        return self.positions, None
-
-    def layer(self, i: int) -> StepLayer:
-        return StepLayer(self, self.cache[i, 0], self.cache[i, 1])
-
-    def advance(self, T: int):
-        pass  # the engine knows
-
-
-class StepLayer:
-    """One layer's keys and values, [R, K, S, D] each."""
-
-    def __init__(self, step: StepCache, keys: Tensor, values: Tensor):
-        self.step, self.keys, self.values = step, keys, values
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
-        """q [1, A, N, D], k and v [1, K, N, D] of the step's tokens → [1, A, N, D].
-
-        Each looks at its own row, at itself and what stands before it.
-        """
-        step, n, keys, values = self.step, self.step.n, self.keys, self.values
-        parts = []
-        if n:
-            keys[step.rows, :, step.lengths] = k[0, :, :n].transpose(0, 1)  # [n, K, D]
-            values[step.rows, :, step.lengths] = v[0, :, :n].transpose(0, 1)
-            queries = q[0, :, :n].transpose(0, 1)[:, :, None]  # [n, A, 1, D]
-            known = (part[:n, :, : step.longest] for part in (keys, values))
-            y = attention(queries, *known, step.mask)
-            parts.append(y[:, :, 0].transpose(0, 1)[None])  # [1, A, n, D]
-        at = n
-        for piece, piece_mask in zip(step.pieces, step.masks):
-            row, start, end = piece
-            to = at + end - start
-            keys[row, :, start:end] = k[0, :, at:to]
-            values[row, :, start:end] = v[0, :, at:to]
-            known = (part[row : row + 1, :, :end] for part in (keys, values))
-            parts.append(attention(q[:, :, at:to], *known, piece_mask))
-            at = to
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def piece_mask(piece: Piece, device) -> Tensor | None:
-    """What a prompt's tokens may look at: bool [1, 1, T, S], or None for `attention`'s own rule."""
-    T = piece.end - piece.start
-    if piece.start == 0 or T == 1:
-        return None
-    ones = torch.ones(T, piece.end, dtype=torch.bool, device=device)
-    return ones.tril(piece.start)[None, None]
 
 
 def log_probs(logits: Tensor, tokens: list[int], likeliest: int) -> list[LogProb]:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import answers, chat, completions, errors
+from serving import answers, chat, completions, errors, lab
 from serving.errors import APIError
 from serving.guard import Guard
 from serving.worker import ServedModel, Worker
@@ -35,7 +35,7 @@ def make_app(
 ) -> FastAPI:  # fmt: skip
     """The application over a worker that is started and stopped with it.
 
-    names, api_key: as in Guard. routers: the pages' own routes (serving/runs.py, lab.py, tools.py).
+    names, api_key: as in Guard. routers: the pages' own routes (serving/runs.py, tools.py).
     """
 
     @asynccontextmanager
@@ -48,6 +48,7 @@ def make_app(
     app = FastAPI(title="MiniMind", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(chat.router(worker, default_tokens))
     app.include_router(completions.router(worker))
+    app.include_router(lab.router(worker.models))
     for router in routers:
         app.include_router(router)
     _add_small_routes(app, worker)

@@ -61,8 +61,10 @@ async def http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 async def validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
     """A field that is missing, unknown or wrong: named, with what was expected and what came."""
-    first = error.errors()[0]
-    # of a field that may be of several kinds the place ends with the kind's name
+    # where a field may be of several kinds, each complains: the one that came furthest counts
+    first = max(
+        error.errors(), key=lambda one: (not one["type"].endswith("_type"), len(one["loc"]))
+    )
     place = [str(part) for part in first["loc"][1:] if not _is_a_kind(part)]
     param = ".".join(place) or None
     if first["type"] == "extra_forbidden":
@@ -79,7 +81,8 @@ async def validation_error(_request: Request, error: RequestValidationError) -> 
 
 
 def _is_a_kind(part: object) -> bool:
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
+    """Whether a part of a place is not a field but one of the kinds that it may be of."""
+    return isinstance(part, str) and ("[" in part or "-" in part or part in ("str", "int", "float"))
 
 
 async def unforeseen(_request: Request, error: Exception) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from dataset.chat import can_think, stop_ids
@@ -10,6 +11,7 @@ from model import lora
 from model.decoding_layers import for_decoding
 from model.engine import Engine
 from model.hf_format import load_model, read_json, weights_sha256
+from model.inside import as_numbers, look_inside
 from model.model import MiniMindLM
 from serving.worker import ServedModel
 from training.checkpoint import adapter_folder, model_folder
@@ -79,9 +81,16 @@ def open_models(
             name, tokenizer, Engine(fast, rows, rows, tokens, compiled=compiled),
             frozenset(end_ids(tokenizer, folder)),
             "base" if tokenizer.chat_template is None else "chat", can_think(tokenizer),
-            adapter is not None, int((folder / "config.json").stat().st_mtime),
+            adapter is not None, int((folder / "config.json").stat().st_mtime), partial(look, fast),
         )  # fmt: skip
     return models
+
+
+def look(
+    model: MiniMindLM, ids: list[int], layer: int | None, head: int | None, lens: bool
+) -> dict:
+    """What the page /lab shows of a text."""
+    return as_numbers(model, look_inside(model, ids, layer, head, lens))
 
 
 def longest_sequence(model: MiniMindLM, rows: int) -> int:

@@ -29,7 +29,7 @@ class ServedModel:
     ends     ids at which an answer ends
     kind     "chat" or "base" (it has no chat template)
     created  when its weights were written, in seconds since 1970
-    look     what model/inside.py sees, for the page /lab
+    look     what model/inside.py sees, as serving/lab.py asks for it
     """
 
     name: str
@@ -40,7 +40,7 @@ class ServedModel:
     can_think: bool
     is_adapter: bool
     created: int
-    look: Callable | None = None
+    look: Callable[[list[int], int | None, int | None, bool], dict]
 
     @property
     def context(self) -> int:

@@ -66,6 +66,15 @@ def test_token_bytes_counts_bytes(tiny_tokenizer):
     assert (counts[272:] >= 2).all()
 
 
+def test_bytes_of_ids_make_the_text(tiny_tokenizer):
+    """Joined, they are the text's UTF-8; of a control token its name; of an unused id nothing."""
+    text = "Ünï 小猫 😀\n"
+    pieces = [tiny_tokenizer.bytes_of(id) for id in tiny_tokenizer.encode_text(text)]
+    assert b"".join(pieces) == text.encode() and len(pieces) > len(text) / 2
+    assert tiny_tokenizer.bytes_of(tiny_tokenizer.eos_id) == b"<|endoftext|>"
+    assert tiny_tokenizer.bytes_of(tiny_tokenizer.vocab_size) == b""
+
+
 def test_ids_equal_those_of_transformers(tiny_tokenizer_dir, tiny_tokenizer, tmp_path):
     """On ordinary text AutoTokenizer gives the same ids, also inside a Qwen3 model folder."""
     from transformers import AutoTokenizer
