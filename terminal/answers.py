@@ -37,7 +37,7 @@ class End(NamedTuple):
         parts = []
         if self.tokens is not None:
             parts.append(f"{self.tokens:,} token{'s' * (self.tokens != 1)}")
-            if self.tokens > 1 and self.rest > 0:
+            if self.rest > 0.01:  # else they came at once, which says nothing of how fast
                 parts.append(f"{(self.tokens - 1) / self.rest:,.0f} tokens/s")
         return ", ".join([*parts, f"the first after {self.first:.2f} s"])
 

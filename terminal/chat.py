@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import closing
 from pathlib import Path
@@ -49,7 +50,8 @@ class Chat:
         self.answerer, self.screen, self.thinking, self.tools = answerer, screen, thinking, tools
         self.opening = opening(system)
         self.messages = list(self.opening)
-        self.offered: list[dict] = []  # descriptions of tools
+        self.offered: list[dict] = []  # descriptions of tools that may be called
+        self.described: list[dict] = []  # … that were offered in this conversation
         self.attempt = 0
 
     def run(self):
@@ -60,8 +62,9 @@ class Chat:
             print(f"Adapters: {', '.join(names)} (on: {names[0]}).")
         while True:
             try:
-                if not self.take(keyboard.read()):
-                    return
+                typed = keyboard.read()
+                if not self.take(typed):
+                    return None
             except EOFError:
                 return print()
             except KeyboardInterrupt:
@@ -69,7 +72,7 @@ class Chat:
                     raise
                 print()
                 self.screen.note("Ctrl-D or /exit leaves")
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 self.screen.note(str(error))
 
     def take(self, typed: Typed) -> bool:
@@ -112,7 +115,7 @@ class Chat:
             self.screen.note(f"{command}: no such command here; /help lists them")
 
     def begin(self):
-        self.messages = list(self.opening)
+        self.messages, self.described = list(self.opening), []
         self.screen.note("a new conversation")
 
     def switched(self, command: str, rest: str, state: bool | None) -> bool | None:
@@ -194,6 +197,7 @@ class Chat:
 
     def one_answer(self) -> dict:
         """The model's message, shown while it is made; of weight 0 if it is not whole."""
+        self.described = self.offered or self.described
         parts = self.answerer.answer(
             self.messages, self.offered or None, self.thinking, self.attempt
         )
@@ -228,18 +232,25 @@ class Chat:
         if messages == self.opening:
             raise ValueError("/save: there is no answer yet")
         record = {"conversations": messages}
-        if self.offered:
-            record["tools"] = self.offered
+        if self.described:
+            record["tools"] = self.described
         line = json.dumps(record, ensure_ascii=False)
         to_conversation(json.loads(line))  # ValueError for what training would not read
         path = Path(name).expanduser()
-        with path.open("a+b") as file:
-            if file.tell() > 0:
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(line.encode("utf-8") + b"\n")
+        try:
+            add_line(path, line)
+        except OSError as error:
+            raise ValueError(f"/save {name}: {error.strerror}") from None
         self.screen.note(f"saved to {path}")
+
+
+def add_line(path: Path, line: str):
+    """Add a line to a file, on a line of its own."""
+    with path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(f"{line}\n".encode())
 
 
 def opening(system: str | None) -> list[dict]:
