@@ -21,6 +21,7 @@ import torch
 import uvicorn
 
 from serving.app import make_app
+from serving.connection import server_config
 from serving.metrics import Metrics
 from serving.models import adapters_by_name, open_models
 from serving.worker import Worker
@@ -28,7 +29,6 @@ from training import cli
 from training.distributed import init_distributed
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
-LARGEST_HEADERS = 16 << 10  # bytes
 
 
 def parse_args():
@@ -125,12 +125,8 @@ def main():
     )  # fmt: skip
     worker = Worker(models, Metrics(), args.max_concurrency, args.max_queue, args.max_seconds)
     names = {args.host, socket.gethostname(), *args.allowed_hosts}
-    app = make_app(worker, args.max_new_tokens, names, api_key)
-    config = uvicorn.Config(
-        app, http="h11", h11_max_incomplete_event_size=LARGEST_HEADERS, ws="none",
-        log_level="warning", access_log=False, server_header=False, lifespan="on",
-        timeout_graceful_shutdown=args.shutdown_seconds,
-    )  # fmt: skip
+    app = make_app(worker, args.runs, args.max_new_tokens, names, api_key)
+    config = server_config(app, args.shutdown_seconds)
     host = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{host}:{listening.getsockname()[1]}"
     print(

@@ -197,6 +197,7 @@ def _parse_calls(tokenizer: Tokenizer, ids: list[int], kinds: list) -> list[dict
         try:
             call = json.loads(tokenizer.decode(ids[1:end]))
             calls.append({"name": call["name"], "arguments": call["arguments"]})
+            json.dumps(call, ensure_ascii=False).encode("utf-8")  # no lone surrogates
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
         if not isinstance(call["name"], str):

@@ -167,10 +167,9 @@ class Sampler:
             scaled = logits[rows] / self.temperature[rows]
             tokens[rows] = inverse(scaled.softmax(-1), uniform[rows])
         if (rows := self.filtered) is not None:
+            scaled = logits[rows] / self.temperature[rows]
             filters = {name: values[rows] for name, values in self.filters.items()}
-            kept, ids = candidates(logits[rows] / self.temperature[rows], **filters)
-            place = inverse(kept.softmax(-1), uniform[rows])
-            tokens[rows] = ids.gather(1, place[:, None])[:, 0]
+            tokens[rows] = draw_filtered(scaled, uniform[rows], filters)
         return tokens
 
 
@@ -189,34 +188,47 @@ def inverse(probs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(sums, target[:, None], right=True)[:, 0]
 
 
+def draw_filtered(
+    logits: Tensor, uniform: Tensor, filters: dict[str, Tensor], k: int = PREFIX
+) -> Tensor:
+    """A token of every row, of those that its filters leave: int64 [B]. Arguments as below.
+
+    What is left nearly always lies within the first few, so these are looked at first; of rows for
+    which they are not enough, more are sorted.
+    """
+    kept, ids, is_enough = candidates(logits, **filters, k=k)
+    tokens = ids.gather(1, inverse(kept.softmax(-1), uniform)[:, None])[:, 0]
+    if not bool(is_enough.all()):
+        rows = (~is_enough).nonzero()[:, 0]
+        more = {name: values[rows] for name, values in filters.items()}
+        tokens[rows] = draw_filtered(logits[rows], uniform[rows], more, 8 * k)
+    return tokens
+
+
 def candidates(
-    logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens of each row, those that the filters drop at -inf, and their ids.
+    logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k likeliest tokens of each row, those that the filters drop at -inf; their ids.
 
     logits float32 [B, V], already divided by the temperature; top_k int64, top_p and min_p float32,
-    [B, 1] each, as in `Sampling`. Returns logits and ids, [B, k] each, the likeliest first. What is
-    kept nearly always lies within the first few, so these are looked at first; only where a row's
-    filters leave the last of them are all tokens sorted.
+    [B, 1] each, as in `Sampling`. Returns logits and ids, [B, k] each, the likeliest first, and
+    bool [B]: whether nothing but these can be left.
     """
     V = logits.shape[-1]
-    for k in (min(PREFIX, V), V):
-        ordered, ids = logits.topk(k)  # [B, k], descending
-        rank = torch.arange(k, device=logits.device)
-        limit = torch.where((top_k > 0) & (top_k < V), top_k, V)  # [B, 1]
-        last = ordered.gather(1, limit.clamp(max=k) - 1)
-        dropped = (rank >= limit) & (ordered < last)  # those as likely as the k-th stay
-        among = torch.where(limit < k, ordered.masked_fill(dropped, -math.inf).logsumexp(-1, True),
-                            logits.logsumexp(-1, True))  # fmt: skip
-        probs = (ordered - among).exp()
-        # what stands before already reaches p
-        dropped |= (top_p < 1) & (probs.cumsum(-1) - probs >= top_p)
-        dropped |= ordered < ordered[:, :1] + min_p.log()
-        more_wanted = ~dropped[:, -1:] | ((limit >= k) & (limit < V))
-        if k == V or not bool(more_wanted.any()):
-            break
+    k = min(k, V)
+    ordered, ids = logits.topk(k)  # [B, k], descending
+    rank = torch.arange(k, device=logits.device)
+    limit = torch.where((top_k > 0) & (top_k < V), top_k, V)  # [B, 1]
+    last = ordered.gather(1, limit.clamp(max=k) - 1)
+    dropped = (rank >= limit) & (ordered < last)  # those as likely as the k-th stay
+    among = torch.where(limit < k, ordered.masked_fill(dropped, -math.inf).logsumexp(-1, True),
+                        logits.logsumexp(-1, True))  # fmt: skip
+    probs = (ordered - among).exp()
+    dropped |= (top_p < 1) & (probs.cumsum(-1) - probs >= top_p)  # what stands before reaches p
+    dropped |= ordered < ordered[:, :1] + min_p.log()
+    is_enough = dropped[:, -1] & ((limit < k) | (limit == V))[:, 0] | (k == V)
     dropped[:, 0] = False
-    return ordered.masked_fill(dropped, -math.inf), ids
+    return ordered.masked_fill(dropped, -math.inf), ids, is_enough
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -227,11 +239,10 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     logits = logits.float() / sampling.temperature
     if not has_filters(sampling):
         return logits
-    column = {"device": logits.device}
-    kept, ids = candidates(
-        logits,
-        torch.full((len(logits), 1), sampling.top_k, **column),
-        torch.full((len(logits), 1), sampling.top_p, **column),
-        torch.full((len(logits), 1), sampling.min_p, **column),
-    )
+    names = ("top_k", "top_p", "min_p")
+    columns = {
+        name: torch.full((len(logits), 1), getattr(sampling, name), device=logits.device)
+        for name in names
+    }
+    kept, ids, _ = candidates(logits, **columns, k=logits.shape[-1])
     return torch.full_like(logits, -math.inf).scatter(1, ids, kept)

@@ -77,12 +77,15 @@ def engine_requests(
     ]  # fmt: skip
 
 
-def usage(job: Job, prompts: int) -> dict:
-    """Tokens read and written. prompts: how many different ones the job's requests are of."""
-    each = len(job.requests) // prompts
-    read = sum(len(request.prompt) for request in job.requests[::each])
-    written = sum(len(request.tokens) for request in job.requests)
-    cached = sum(request.cached for request in job.requests[::each])
+def usage(job: Job, written: int, prompts: int = 1) -> dict:
+    """Tokens read and written.
+
+    written: tokens of all answers, up to the stop string; the engine may have gone a little further
+    prompts: how many different ones the job's requests are of
+    """
+    first = job.requests[:: len(job.requests) // prompts]  # of each prompt
+    read = sum(len(request.prompt) for request in first)
+    cached = sum(request.cached for request in first)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import answers, chat, completions, errors, lab
+from serving import answers, chat, completions, errors, lab, runs, tools
 from serving.errors import APIError
 from serving.guard import Guard
 from serving.worker import ServedModel, Worker
@@ -30,12 +30,12 @@ PAGE_HEADERS = {
 
 
 def make_app(
-    worker: Worker, default_tokens: int, names: set[str] = frozenset(), api_key: str | None = None,
-    routers: list = (),
+    worker: Worker, out_dir: Path, default_tokens: int, names: set[str] = frozenset(),
+    api_key: str | None = None,
 ) -> FastAPI:  # fmt: skip
     """The application over a worker that is started and stopped with it.
 
-    names, api_key: as in Guard. routers: the pages' own routes (serving/runs.py, tools.py).
+    out_dir: folder of the runs that /runs shows. names, api_key: as in Guard.
     """
 
     @asynccontextmanager
@@ -49,8 +49,8 @@ def make_app(
     app.include_router(chat.router(worker, default_tokens))
     app.include_router(completions.router(worker))
     app.include_router(lab.router(worker.models))
-    for router in routers:
-        app.include_router(router)
+    app.include_router(runs.router(out_dir))
+    app.include_router(tools.router())
     _add_small_routes(app, worker)
     _add_pages(app)
     app.add_exception_handler(APIError, errors.api_error)

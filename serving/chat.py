@@ -88,6 +88,7 @@ class Choice:
         self.model, self.request, self.index = model, request, index
         self.stream = AnswerStream(model.tokenizer, stops, tools, model.can_think)
         self.drawn: list[tuple[int, LogProb]] = []  # not told yet
+        self.num_tokens = 0
         self.calls = 0  # tool calls told
         self.finish_reason: str | None = None
         self.content, self.reasoning = "", ""
@@ -98,6 +99,7 @@ class Choice:
         """What a token adds: deltas in OpenAI's form, with "logprobs" beside where asked for."""
         if self.finish_reason is not None:
             return []
+        self.num_tokens += 1
         if drawn.logprob is not None:
             self.drawn.append((drawn.token, drawn.logprob))
         deltas = self.stream.feed([drawn.token])
@@ -174,7 +176,10 @@ async def whole(job: Job, choices: list[Choice]) -> dict:
         told.append({"index": choice.index, "message": message, "logprobs": logprobs,
                      "finish_reason": choice.finish_reason})  # fmt: skip
     head = answers.head("chatcmpl", "chat.completion", job.model)
-    return head | {"choices": told, "usage": answers.usage(job, 1)}
+    return head | {
+        "choices": told,
+        "usage": answers.usage(job, sum(choice.num_tokens for choice in choices)),
+    }
 
 
 async def stream(job: Job, choices: list[Choice], wants_usage: bool) -> AsyncIterator[dict]:
@@ -202,4 +207,7 @@ async def stream(job: Job, choices: list[Choice], wants_usage: bool) -> AsyncIte
             if choice.finish_reason is not None:
                 yield chunk(choice, {"delta": {}}, choice.finish_reason)
     if wants_usage:
-        yield head | {"choices": [], "usage": answers.usage(job, 1)}
+        yield head | {
+            "choices": [],
+            "usage": answers.usage(job, sum(choice.num_tokens for choice in choices)),
+        }

@@ -72,6 +72,7 @@ class Choice:
         self.pending: list[tuple[int, LogProb | None]] = []  # tokens not covered by a piece yet
         self.prompt_text = ""
         self.echo = bool(body.echo)
+        self.num_tokens = 0
 
     def echoed(self) -> tuple[str, dict | None]:
         """The prompt, with the log-probabilities of its tokens; once it has been read."""
@@ -91,6 +92,7 @@ class Choice:
         """The text that a token adds, and the log-probabilities of the tokens in it."""
         if self.finish_reason is not None:
             return "", None
+        self.num_tokens += drawn.token is not None
         is_end = drawn.token is None or drawn.token in self.request.stop_ids
         pieces = []
         if not is_end:
@@ -130,6 +132,10 @@ def _with_own(own: int, known: LogProb) -> list[tuple[int, float]]:
     return known.likeliest + [(own, known.token)] * (own not in dict(known.likeliest))
 
 
+def written(choices: list[Choice]) -> int:
+    return sum(choice.num_tokens for choice in choices)
+
+
 def joined(parts: list[dict | None]) -> dict | None:
     """Log-probabilities of consecutive tokens as one object."""
     given = [part for part in parts if part is not None]
@@ -156,7 +162,7 @@ async def whole(job: Job, choices: list[Choice], prompts: int) -> dict:
         for choice in choices
     ]
     head = answers.head("cmpl", "text_completion", job.model)
-    return head | {"choices": told, "usage": answers.usage(job, prompts)}
+    return head | {"choices": told, "usage": answers.usage(job, written(choices), prompts)}
 
 
 async def stream(
@@ -178,7 +184,7 @@ async def stream(
             if choice.finish_reason is not None:
                 yield head | {"choices": [_place(choice, "", None, choice.finish_reason)]}
     if wants_usage:
-        yield head | {"choices": [], "usage": answers.usage(job, prompts)}
+        yield head | {"choices": [], "usage": answers.usage(job, written(choices), prompts)}
 
 
 def _place(choice: Choice, text: str, logprobs: dict | None, reason: str | None) -> dict:

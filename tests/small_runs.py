@@ -110,3 +110,8 @@ def metrics(out_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl without the speeds."""
     lines = map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
+
+
+def figures(out_dir: Path) -> list[dict]:
+    """The same without events: what was measured, all numbers."""
+    return [line for line in metrics(out_dir) if "event" not in line]

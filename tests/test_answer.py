@@ -259,6 +259,14 @@ def test_json_of_any_depth_is_held_and_refused():
     assert message["content"].startswith("<tool_call>[[") and json.dumps(message)
 
 
+def test_calls_that_cannot_be_written_are_text():
+    """A lone surrogate, escaped, is in no UTF-8: no client could be sent the call."""
+    ids = [CALL, *OURS.encode_text('{"name": "f", "arguments": {"a": "\\ud800"}}'), END_CALL]
+    message = message_of(streamed(AnswerStream(OURS, [], tools=True, thinks=True), [ids]))
+    assert "tool_calls" not in message and message["content"].startswith("<tool_call>{")
+    message["content"].encode("utf-8")
+
+
 def test_after_a_stop_string_nothing_more_is_said():
     """What is fed behind it, to the end, changes nothing."""
     stream = AnswerStream(OURS, ["b"], tools=True, thinks=True)

@@ -5,7 +5,7 @@ Here with gloo on a CPU. The quick test stops where a back end would begin (aot_
 
 import pytest
 
-from tests.small_runs import make_inputs, metrics, run
+from tests.small_runs import figures, make_inputs, run
 
 BY_HAND = """
 import gc
@@ -102,7 +102,7 @@ def test_scripts_in_two_compiled_processes(tmp_path, flags, script, more, parall
     more = [*flags[script], "--dropout", 0, "--eval_interval", 6, *more]
     run(script, tmp_path / "one", *more, "--batch_size", 2)
     run(script, tmp_path / "two", *more, "--batch_size", 1, "--compile", *parallel, processes=2)
-    found, expected = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    found, expected = figures(tmp_path / "two"), figures(tmp_path / "one")
     assert len(found) == len(expected)
     others = {"max_expert_load", "accuracy", "val_accuracy"}
     for a, b in zip(found, expected):

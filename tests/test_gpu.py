@@ -12,7 +12,7 @@ from model.config import LMConfig
 from model.generation import generate
 from model.model import MiniMindLM
 from model.moe import MoEFeedForward, grouped_mm_waits
-from tests.small_runs import make_inputs, metrics, result, run
+from tests.small_runs import figures, make_inputs, metrics, result, run
 from training.losses import masked_cross_entropy
 from training.optimizers import build_optimizer, skip_unless_finite
 
@@ -35,7 +35,7 @@ def test_scripts_learn_on_a_gpu(tmp_path, flags, script, dtype):
     run(script, tmp_path / "cpu", *flags[script], *more)
     more += ["--device", "cuda", "--dtype", dtype, "--compile"]
     run(script, tmp_path / "gpu", *flags[script], *more)
-    cpu, gpu = (metrics(tmp_path / name)[-1] for name in ("cpu", "gpu"))
+    cpu, gpu = (figures(tmp_path / name)[-1] for name in ("cpu", "gpu"))
     assert gpu["val_loss"] == pytest.approx(cpu["val_loss"], rel=0.03)
 
 
@@ -61,7 +61,7 @@ def test_cuda_graphs_learn_the_same(tmp_path, flags, monkeypatch, script):
     run(script, tmp_path / "plain", *flags[script], *more)
     monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPH_OR_ERROR", "1")  # else it only says "skipping"
     run(script, tmp_path / "graphs", *flags[script], *more, "--cuda_graphs")
-    plain, graphs = (metrics(tmp_path / name) for name in ("plain", "graphs"))
+    plain, graphs = (figures(tmp_path / name) for name in ("plain", "graphs"))
     assert len(plain) == len(graphs)
     for one, other in zip(plain, graphs):
         for name in ("loss", "grad_norm", "val_loss"):

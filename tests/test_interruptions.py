@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from model import hf_format
-from tests.small_runs import STEPS, make_inputs, metrics, result, run, start
+from tests.small_runs import STEPS, figures, make_inputs, metrics, result, run, start
 from training import checkpoint
 
 SCRIPTS = ("pretrain", "full_sft", "lora", "dpo", "kto")
@@ -184,7 +184,7 @@ def test_another_number_of_processes_goes_on_with_the_next_sample(tmp_path, flag
             processes=processes, expect=None)  # fmt: skip
         newest = checkpoint.step_folders(tmp_path / "run")[-1]
         assert newest.name == f"step-{steps:08d}"
-    whole, moved = metrics(tmp_path / "whole"), metrics(tmp_path / "run")
+    whole, moved = figures(tmp_path / "whole"), figures(tmp_path / "run")
     assert [line["step"] for line in whole] == [line["step"] for line in moved]
     for a, b in zip(whole, moved):
         assert a == pytest.approx(b, rel=1e-4)
@@ -216,7 +216,7 @@ def test_a_nan_on_one_rank_skips_the_update_on_all(tmp_path, flags):
         assert all(torch.equal(before[k], skipped[k]) for k in before)
         assert not all(torch.equal(a[k], before[k]) for k in before)
         assert not all(torch.equal(skipped[k], after[k]) for k in before)
-    (event,) = [line for line in metrics(tmp_path / "run") if "event" in line]
+    (event,) = [line for line in metrics(tmp_path / "run") if "rows" in line]
     assert event["step"] == 4 and event["event"] == "skipped" and len(event["rows"]) == 4
     assert all(row.startswith("texts.jsonl document ") for row in event["rows"])
     assert "update 4 skipped: loss nan" in output
@@ -244,7 +244,7 @@ def test_ddp_fsdp_and_one_process_agree(tmp_path, flags):
     for name in ("one", "ddp", "fsdp"):  # shards are no edit of the model
         config = json.loads((tmp_path / name / "step-00000050/config.json").read_text())
         assert config["model_type"] == "qwen3"
-    curves = [metrics(tmp_path / name) for name in ("one", "ddp", "fsdp")]
+    curves = [figures(tmp_path / name) for name in ("one", "ddp", "fsdp")]
     for curve in curves[1:]:
         assert len(curve) == len(curves[0])
         for a, b in zip(curves[0], curve):
@@ -256,7 +256,7 @@ def test_ddp_fsdp_and_one_process_agree(tmp_path, flags):
     ):
         step = tmp_path / source / "step-00000040"
         run("pretrain", tmp_path / name, *flags, *more, "--resume", step, processes=processes)
-        resumed = [line for line in metrics(tmp_path / name) if line["step"] > 40]
+        resumed = [line for line in figures(tmp_path / name) if line["step"] > 40]
         expected = [line for line in curves[0] if line["step"] > 40]
         assert len(resumed) == len(expected)
         for a, b in zip(expected, resumed):
@@ -282,7 +282,7 @@ def test_shards_train_as_one_process_does(tmp_path, flags, script, more):
     run(script, tmp_path / "resumed", *flags, *more, processes=2)
     for name, first in (("shards", 0), ("resumed", 6)):
         expected, lines = (
-            [line for line in metrics(tmp_path / folder) if line["step"] > first]
+            [line for line in figures(tmp_path / folder) if line["step"] > first]
             for folder in ("one", name)
         )
         assert len(lines) == len(expected)

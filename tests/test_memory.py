@@ -7,7 +7,7 @@ import torch
 
 from model.config import LMConfig
 from model.model import MiniMindLM
-from tests.small_runs import make_inputs, metrics, run
+from tests.small_runs import figures, make_inputs, run
 from training import memory
 from training.losses import masked_cross_entropy
 
@@ -50,7 +50,7 @@ def test_auto_batch_keeps_the_update(tmp_path, flags):
     assert "--auto_batch: --batch_size 4 --accumulation_steps 3" in output
     args = json.loads((tmp_path / "run" / "args.json").read_text())
     assert (args["batch_size"], args["accumulation_steps"]) == (4, 3)
-    for a, b in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "run"), strict=True):
+    for a, b in zip(figures(tmp_path / "whole"), figures(tmp_path / "run"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import metrics, run
+from tests.small_runs import figures, run
 
 OLD = Path(__file__).parent / "fixtures/old_runs"
 EXPECTED = json.loads((OLD / "expected.json").read_text("utf-8"))
@@ -29,7 +29,7 @@ def test_an_old_run_goes_on(tmp_path, script):
     assert "changed since" not in output  # the same flags
     of_data = [line for line in old["says"] if line.startswith(("data: ", "warning: "))]
     assert [line for line in said if line in of_data] == of_data  # each said once
-    lines = metrics(out_dir)
+    lines = figures(out_dir)
     assert [list(line) for line in lines] == [list(line) for line in old["metrics"]]
     assert lines[-1]["step"] > STOPPED
     for line, before in zip(lines, old["metrics"], strict=True):

@@ -249,7 +249,7 @@ REFUSED = [
     (openai.BadRequestError, {"temperature": float("nan")}, None),
     (openai.BadRequestError, {"n": 0}, "n"),
     (openai.BadRequestError, {"n": 17}, "n"),
-    (openai.BadRequestError, {"stop": [""]}, "stop"),
+    (openai.BadRequestError, {"stop": [""]}, "stop.0"),
     (openai.BadRequestError, {"stop": ["x"] * 17}, "stop"),
     (openai.BadRequestError, {"max_tokens": 10_000}, "max_tokens"),
     (openai.BadRequestError, {"messages": []}, "messages"),

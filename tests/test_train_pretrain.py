@@ -161,7 +161,8 @@ def test_float16_overflow_skips_the_update(monkeypatch, workspace, optimizer):
         before, skipped, after = (load_file(step / name) for step in steps)
         assert all(torch.equal(before[k], skipped[k]) for k in before)
         assert not all(torch.equal(skipped[k], after[k]) for k in before)
-    lines = metrics(folder / "run")[1:4]  # the first one holds the held-out loss at step 0
+    lines = [line for line in metrics(folder / "run") if line.get("event") != "samples"]
+    lines = lines[1:4]  # the first one holds the held-out loss at step 0
     assert [line.get("loss_scale") for line in lines] == [65536, None, 32768]
     assert lines[1]["event"] == "skipped" and lines[1]["rows"]
     states = [json.loads((step / "resume/trainer_state.json").read_text()) for step in steps]
@@ -288,12 +289,3 @@ def test_golden_loss_curve(monkeypatch, tmp_path):
     assert {step: losses[step] for step in GOLDEN} == pytest.approx(GOLDEN, abs=0.02)
     held_out = [line["val_loss"] for line in metrics(tmp_path / "run") if "val_loss" in line]
     assert held_out == pytest.approx([8.773, 5.682], abs=0.02)
-
-
-def test_wandb_offline(monkeypatch, workspace):
-    """--use_wandb with WANDB_MODE=offline leaves a run on disk and needs no network."""
-    folder, flags = workspace
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    train(monkeypatch, folder / "run", *flags, "--max_steps", "2", "--use_wandb")
-    assert list((folder / "run" / "wandb").glob("offline-run-*/run-*.wandb"))

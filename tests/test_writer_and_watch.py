@@ -318,5 +318,5 @@ def test_rows_of_a_bad_update_are_those_of_its_epoch(tmp_path, tiny_tokenizer_di
     rarely = ["--log_interval", 1000, "--eval_interval", 1000, "--save_interval", 1000]
     output = run(script, tmp_path / "run", *flags, "--batch_size", 16, *rarely)
     expected = json.loads(output.split("EXPECTED ")[1])
-    (event,) = [line for line in metrics(tmp_path / "run") if "event" in line]
+    (event,) = [line for line in metrics(tmp_path / "run") if "rows" in line]
     assert expected and event["rows"] == expected

@@ -238,7 +238,7 @@ class _Parser:
 
 def _number(token: _Token) -> Fraction:
     digits, _, exponent = token.text.lower().replace(",", "").replace("_", "").partition("e")
-    if len(exponent) > 6 or abs(int(exponent or 0)) > MOST_CHARACTERS:
+    if abs(int(exponent or 0)) > MOST_CHARACTERS:
         raise ValueError(f"expected an exponent of at most {MOST_CHARACTERS:,}, got {token}")
     whole, _, decimals = digits.partition(".")
     value = Fraction(int(whole + decimals or 0)) * Fraction(10) ** (

@@ -53,7 +53,7 @@ def tool_of(function: Callable) -> Tool:
 
     Its parameters have type hints: str, int, float, bool, list, list[...], dict, Literal[...], or
     one of these or None. The docstring's first paragraph tells what it does, and lines such as
-    "name: text" what a parameter is. Raises ValueError if one of them is missing.
+    "name: text" what a parameter is (one line each). Raises ValueError if one of them is missing.
     """
     name = function.__name__
     text = inspect.getdoc(function) or ""
@@ -180,7 +180,11 @@ def _checked_arguments(name: str, arguments: dict, parameters: dict) -> dict:
     if unknown or missing:
         got = f"unknown argument {shown(unknown[0], 40)!r}" if unknown else f"no {missing[0]}"
         raise ToolError(f"{got}; {usage}")
-    return {key: _checked(value, known[key], key) for key, value in arguments.items()}
+    return {
+        key: _checked(value, known[key], key)
+        for key, value in arguments.items()
+        if value is not None or key in required  # null is as good as nothing
+    }
 
 
 def _checked(value: object, schema: dict, where: str) -> object:

@@ -161,6 +161,8 @@ def clear_run(out_dir: Path):
         shutil.rmtree(folder)
     for name in ("metrics.jsonl", "loss.png", "wandb_id.txt"):
         (Path(out_dir) / name).unlink(missing_ok=True)
+    for events in (Path(out_dir) / "tensorboard").glob("events.*"):
+        events.unlink()
 
 
 def resume(folder: Path, model: nn.Module, optimizer, scaler) -> dict:

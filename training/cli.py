@@ -18,7 +18,7 @@ from model.config import PRESETS, LMConfig
 from model.hf_format import load_config
 from model.json_file import read_json
 from model.lora import LoRAConfig, default_targets
-from training import run_lock
+from training import run_lock, run_log
 from training.compute import DTYPES, LONG_RUN
 from training.distributed import shutdown
 from training.lr_schedule import SCHEDULES
@@ -269,6 +269,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str):
     text = "a broken record: stop before training, or skip and count it"
     add("--on_bad_record", ["stop", "skip"], "stop", text)
     add("--seed", at_least(0, LARGEST_SEED), 42, "of the weights, the data order and dropout")
+    text = "event files for TensorBoard, in out_dir/tensorboard: no account, no network"
+    add("--use_tensorboard", SWITCH, False, text)
     add("--use_wandb", SWITCH, False, "log to Weights & Biases (WANDB_MODE=offline works)")
     add("--wandb_project", str, "minimind", "W&B project")
     add("--wandb_run_name", str, None, "W&B run name; None: one is made up")
@@ -345,6 +347,9 @@ def run(main: Callable[[], int | None]):
             if left.code:
                 raise
             status = 0
+        except Exception as error:
+            run_log.failed(error)
+            raise
         shutdown()  # now that nothing of main is alive that uses the process group
         if status:
             sys.exit(status)

@@ -20,7 +20,7 @@ NO_BASE = "none"  # base_sha256 of a run from random weights
 # flags that say nothing of what is learned or how; not compared
 _OF_A_START = {
     "out_dir", "resume", "resume_on_changed_data", "allow_changes", "overwrite", "cache_dir",
-    "use_wandb", "wandb_project", "wandb_run_name",
+    "use_tensorboard", "use_wandb", "wandb_project", "wandb_run_name",
 }  # fmt: skip
 # what runs did that began before there was the flag
 _BEFORE_THE_FLAG = {"lr_schedule": "cosine"}

@@ -292,6 +292,4 @@ class Run:
         figures, lines = self._measure()
         if self.stop.agree():
             return
-        self.log.held_out(self.state, figures.pop("val_loss"), **figures)
-        for line in lines:
-            self.log.say(f"    {line}")
+        self.log.held_out(self.state, figures.pop("val_loss"), lines, **figures)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -62,6 +63,40 @@ def release():
             folder.rmdir()
     _held.clear()
     _made.clear()
+
+
+def is_held(out_dir: Path) -> bool:
+    """Whether a run of another process has the folder. Asks only: nothing is locked or written.
+
+    Where a system cannot be asked (Windows, some network file systems), the file's being there has
+    to do, which a killed run leaves behind, too.
+    """
+    try:
+        with open(Path(out_dir) / NAME, "rb") as file:
+            return _is_locked(file)
+    except OSError:  # not there: `release` deletes it
+        return False
+
+
+def _is_locked(file) -> bool:
+    """Whether another process has locked `_BYTE` of an open file."""
+    if os.name == "nt":
+        return True
+    import fcntl
+
+    # struct flock of Linux, and of the BSDs and macOS, which ends with the kind and the origin
+    is_linux = sys.platform.startswith("linux")
+    layout, kind = ("hhqqi", 0) if is_linux else ("qqihh", 3)
+    question = [_BYTE, 1, 0]  # start, length, process
+    whole = [fcntl.F_WRLCK, os.SEEK_SET]
+    fields = [*whole, *question] if is_linux else [*question, *whole]
+    try:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *fields))
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return True
+        raise
+    return struct.unpack(layout, answer)[kind] != fcntl.F_UNLCK
 
 
 def _try(folder: Path):

@@ -1,7 +1,8 @@
-"""What a run tells: console lines, a progress bar, metrics.jsonl, loss.png, wandb."""
+"""What a run tells: console lines, a progress bar, metrics.jsonl, loss.png, TensorBoard, wandb."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from model.moe import grouped_mm_waits
 from training import run_lock
+from training.event_files import EventFiles
 from training.memory import resident_bytes
 from training.plot import plot_metrics, read_metrics
 from training.speed import matmul_rate
@@ -30,6 +32,18 @@ SPEEDS = (
     "tokens_per_s", "pairs_per_s", "examples_per_s", "mfu", "memory_gb", "data_wait",
     "minutes_left",
 )  # fmt: skip
+LONGEST_REASON = 500  # characters
+
+
+_open: RunLog | None = None  # of the run that is going on in this process
+
+
+def failed(error: Exception):
+    """Record in the metrics.jsonl of the run that is going on, if one is, why it ends."""
+    if _open is not None:
+        reason = str(error).strip() or type(error).__name__
+        with contextlib.suppress(OSError, ValueError):  # a full disk may be what has ended it
+            _open.event(_open.state.step, "end", state="failed", error=reason[:LONGEST_REASON])
 
 
 class RunLog:
@@ -37,7 +51,9 @@ class RunLog:
 
     metrics.jsonl gets one JSON object per call of `metrics` or `event`. On a resume the lines that
     were written after the checkpoint are dropped first (state.metrics_lines are kept), so that
-    the file reads as if nothing had been interrupted.
+    the file reads as if nothing had been interrupted. Its last line says how the run has ended:
+    {"step", "event": "end", "state": "finished", "stopped" (with "signal") or "failed" (with
+    "error")}. Where that is missing and no process holds the folder (run_lock), it was killed.
 
     update_flops  operations of one update, over all ranks; the speed line then has the share of the
                   devices' rate that they are (MFU), measured here with a matrix product in `dtype`
@@ -47,7 +63,8 @@ class RunLog:
         self, out_dir: Path, total_steps: int, state: RunState, is_main: bool, args=None,
         update_flops: float = 0.0, ranks=None, dtype=torch.float32,
     ):  # fmt: skip
-        self.is_main = is_main
+        global _open
+        self.is_main, self.state = is_main, state
         self.lines = state.metrics_lines
         self.tokens, self.steps, self.waited = 0, 0, 0.0
         if not is_main:
@@ -65,10 +82,15 @@ class RunLog:
         if sys.stderr.isatty():
             self.bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True)
         self.wandb = _start_wandb(out_dir, args) if args and args.use_wandb else None
+        self.event_files = None
+        if args and args.use_tensorboard:
+            dropped = state.step + 1 if self.lines else 0
+            self.event_files = EventFiles(out_dir, vars(args), dropped)
         self.total_steps = total_steps
         if self.device.type == "cuda":  # what was tried and measured before is not training's
             torch.cuda.reset_peak_memory_stats(self.device)
         self.pause_clock()
+        _open = self
 
     def waiting(self, loader: Iterable) -> Iterator:
         """The loader's batches; the time that training waits for them is counted."""
@@ -101,6 +123,8 @@ class RunLog:
             return
         speeds = self._speeds(step, speed) if speed else {}
         self._write({"step": step} | values | speeds)
+        if self.event_files:
+            self.event_files.metrics(step, values | speeds)
         if self.wandb:
             self.wandb.log(values | speeds, step=step)
         parts = [f"{k} {_short(v)}" for k, v in values.items() if k not in NOT_PRINTED]
@@ -151,12 +175,20 @@ class RunLog:
         if self.is_main:
             tqdm.write(text) if self.bar is not None else print(text, flush=True)
 
-    def held_out(self, state: RunState, val_loss: float, **values):
+    def held_out(self, state: RunState, val_loss: float, samples: list[str], **values):
         """Record and draw what was measured after state.step updates; note the best loss.
 
         The loss before the first update is nobody's best: no checkpoint holds those weights.
+        samples: what the model wrote, a line each; printed, and kept as {"event": "samples",
+        "texts": […]}.
         """
         self.metrics(state.step, val_loss=val_loss, **values)
+        if samples:
+            self.event(state.step, "samples", texts=samples)
+        for line in samples:
+            self.say(f"    {line}")
+        if samples and self.is_main and self.event_files:
+            self.event_files.samples(state.step, samples)
         self.plot()
         state.eval_due = False
         best = state.best_val_loss
@@ -191,8 +223,10 @@ class RunLog:
         """The last line, and `close`. stopped_by: the signal that ended the run, or 0."""
         if self.is_main:
             folder = self.path.parent
+            name = signal.Signals(stopped_by).name if stopped_by else None
+            ended = {"state": "stopped", "signal": name} if stopped_by else {"state": "finished"}
+            self.event(step, "end", **ended)
             if stopped_by:
-                name = signal.Signals(stopped_by).name
                 if step == 0:
                     self.say(f"stopped by {name} before the first update")
                 else:
@@ -213,6 +247,10 @@ class RunLog:
                 self.bar.close()
             if self.wandb:
                 self.wandb.finish()
+            if self.event_files:
+                self.event_files.close()
+            global _open
+            _open = None
             run_lock.release()
 
     def _keep_lines(self, count: int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ def open_run(args, ranks: Ranks, config: LMConfig, adapter=None, **more):
     naming the flag, and SystemExit(0) if the run has all its steps already, which is said.
     """
     _check_paths(args)
+    if args.use_tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("--use_tensorboard: the package tensorboard is missing (pip install it)")
     if args.lr_schedule != "wsd" and args.decay_fraction != cli.DECAY_FRACTION:
         raise ValueError(f"--decay_fraction: belongs to --lr_schedule wsd, not {args.lr_schedule}")
     refused = None
@@ -79,7 +82,8 @@ def first_state(
         checkpoint.clear_run(args.out_dir)
     if ranks.is_main:
         config = model.config.to_dict()
-        cli.write_args(args.out_dir, args, config=config, changes=changes, **identity)
+        more = {"total_steps": total_steps, "config": config, "changes": changes}
+        cli.write_args(args.out_dir, args, **more, **identity)
     return state
 
 
