@@ -14,7 +14,8 @@ from serving.answer import message_of
 from terminal.answers import End
 from terminal.keyboard import Keyboard, Typed
 from terminal.screen import Screen
-from tools import calls as builtin
+from tools.calls import TOOLS, Tool
+from tools.calls import answer as result_of
 
 MOST_ROUNDS = 8  # of tool calls for one question
 HELP = """/system TEXT    start anew with this system prompt; without TEXT, with none
@@ -45,13 +46,13 @@ class Chat:
 
     def __init__(
         self, answerer, screen: Screen, system: str | None = None, thinking: bool | None = None,
-        tools=builtin,
+        tools: dict[str, Tool] = TOOLS,
     ):  # fmt: skip
         self.answerer, self.screen, self.thinking, self.tools = answerer, screen, thinking, tools
         self.opening = opening(system)
         self.messages = list(self.opening)
-        self.offered: list[dict] = []  # descriptions of tools that may be called
-        self.described: list[dict] = []  # … that were offered in this conversation
+        self.offered: dict[str, Tool] = {}  # tools that may be called
+        self.described: list[dict] = []  # tools that this conversation knows of
         self.attempt = 0
 
     def run(self):
@@ -92,8 +93,7 @@ class Chat:
     def do(self, command: str, rest: str):
         kind = self.answerer.kind
         if command == "/help":
-            names = ", ".join(tool["function"]["name"] for tool in self.tools.DESCRIPTIONS)
-            print(HELP.format(tools=names, choose=CHOOSE[kind]))
+            print(HELP.format(tools=", ".join(self.tools), choose=CHOOSE[kind]))
         elif command == "/reset":
             self.begin()
         elif command == "/system":
@@ -127,16 +127,14 @@ class Chat:
 
     def offer(self, rest: str):
         """Let the model call tools: all ("on"), none ("off"), or those that are named."""
-        known = {tool["function"]["name"]: tool for tool in self.tools.DESCRIPTIONS}
-        names = {"on": [*known], "off": []}.get(rest, rest.split())
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"/tools: no tool {unknown[0]}, only {', '.join(known)}")
+        names = {"on": [*self.tools], "off": []}.get(rest, rest.split())
+        if unknown := [name for name in names if name not in self.tools]:
+            raise ValueError(f"/tools: no tool {unknown[0]}, only {', '.join(self.tools)}")
         if names and not self.answerer.is_chat:
             raise ValueError("a base model calls no tools")
         if rest:
-            self.offered = [known[name] for name in names]
-        names = [tool["function"]["name"] for tool in self.offered]
-        self.screen.note(f"/tools: {', '.join(names) or 'off'}")
+            self.offered = {name: self.tools[name] for name in names}
+        self.screen.note(f"/tools: {', '.join(self.offered) or 'off'}")
 
     def choose(self, name: str):
         kind, names = self.answerer.kind, self.answerer.names
@@ -185,7 +183,7 @@ class Chat:
                 if rounds > MOST_ROUNDS:
                     raise ValueError(f"{MOST_ROUNDS} rounds of tool calls, and still no answer")
                 for call in calls:
-                    result = self.tools.answer(call["name"], call["arguments"])
+                    result = result_of(call["name"], call["arguments"], self.offered)
                     self.screen.show_result(result)
                     self.messages.append({"role": "tool", "content": normal_content(result)})
         except KeyboardInterrupt:  # while a tool ran
@@ -197,10 +195,9 @@ class Chat:
 
     def one_answer(self) -> dict:
         """The model's message, shown while it is made; of weight 0 if it is not whole."""
-        self.described = self.offered or self.described
-        parts = self.answerer.answer(
-            self.messages, self.offered or None, self.thinking, self.attempt
-        )
+        tools = [tool.description for tool in self.offered.values()] or None
+        self.described = tools or self.described
+        parts = self.answerer.answer(self.messages, tools, self.thinking, self.attempt)
         deltas, end, was_stopped = [], None, False
         with closing(parts):
             try:

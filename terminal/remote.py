@@ -140,10 +140,11 @@ def server_address(url: str) -> str:
 
 def server_words(error) -> str:
     """What a server said with an error, else what the package says."""
-    body = error.body if isinstance(getattr(error, "body", None), dict) else {}
-    inner = body.get("error")
-    words = body.get("message") or (inner.get("message") if isinstance(inner, dict) else inner)
-    return shown(words or body.get("detail") or error, 300)
+    said = getattr(error, "body", None)
+    for name in ("error", "message"):  # OpenAI's {"error": {"message"}}, and what is near to it
+        said = said.get(name, said) if isinstance(said, dict) else said
+    said = said.get("detail", said) if isinstance(said, dict) else said
+    return shown(said or error, 300)
 
 
 def whole_text(text: str) -> str:

@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,20 +11,24 @@ from serving.answer import Delta
 from terminal.answers import End, Stopwatch
 from terminal.chat import MOST_ROUNDS, Chat
 from terminal.screen import Screen
+from tools.calls import tool_of
+
+ran: list[int] = []
 
 
-def described(name: str) -> dict:
-    parameters = {"type": "object", "properties": {}, "required": []}
-    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+def add_one(a: int) -> dict:
+    """Add one."""
+    ran.append(a)
+    return {"result": a + 1}
 
 
-def run_tool(name: str, arguments: dict) -> str:
-    ran.append((name, arguments))
-    return json.dumps({"result": arguments["a"] + 1})
+def other() -> str:
+    """Another tool."""
+    return "other"
 
 
-ran: list[tuple] = []
-TOOLS = SimpleNamespace(DESCRIPTIONS=[described("add_one"), described("other")], answer=run_tool)
+TOOLS = {tool.__name__: tool_of(tool) for tool in (add_one, other)}
+DESCRIPTIONS = [tool.description for tool in TOOLS.values()]
 
 
 class Scripted:
@@ -82,14 +85,14 @@ def test_a_tool_is_run_and_the_model_asked_again(talk):
     """Call, result and answer are shown in order and stand so in the conversation."""
     answerer = Scripted(["I add.", call(a=41)], ["It is 42."])
     chat, out = talk(answerer, "/tools on", "41 + 1?")
-    assert ran == [("add_one", {"a": 41})]
+    assert ran == [41]
     turns = [
         user("41 + 1?"),
         assistant("I add.", tool_calls=[{"name": "add_one", "arguments": {"a": 41}}]),
         {"role": "tool", "content": '{"result": 42}'},
     ]
     assert [asked[0] for asked in answerer.asked] == [turns[:1], turns]
-    assert all(asked[1] == TOOLS.DESCRIPTIONS for asked in answerer.asked)
+    assert all(asked[1] == DESCRIPTIONS for asked in answerer.asked)
     assert chat.messages == [*turns, assistant("It is 42.")]
     assert out.split("41 + 1?\n")[1] == (
         'I add.\n<tool_call>\n{"name": "add_one", "arguments": {"a": 41}}\n</tool_call>\n'
@@ -99,11 +102,12 @@ def test_a_tool_is_run_and_the_model_asked_again(talk):
 
 def test_tools_are_off_until_they_are_offered(talk):
     """Off, nothing is offered and a call is not run; /tools NAME offers one of them."""
-    answerer = Scripted([call(a=1)], ["no"], ["yes"])
-    _, out = talk(answerer, "go", "/tools nothing", "/tools other", "go", "/tools off", "go")
+    answerer = Scripted([call(a=1)], [call(a=1)], ["no"], ["yes"])
+    chat, out = talk(answerer, "go", "/tools nothing", "/tools other", "go", "/tools off", "go")
     assert ran == []
+    assert chat.messages[4]["content"] == "error: unknown tool 'add_one'; expected one of other"
     offered = [asked[1] for asked in answerer.asked]
-    assert offered == [None, [described("other")], None]
+    assert offered == [None, DESCRIPTIONS[1:], DESCRIPTIONS[1:], None]
     assert "(/tools: no tool nothing, only add_one, other)" in out
 
 
@@ -141,9 +145,9 @@ def test_a_saved_conversation_is_data_to_train_on(talk, tmp_path):
                   tool_calls=[{"name": "add_one", "arguments": {"a": 1}}]),
         {"role": "tool", "content": '{"result": 2}'}, assistant("<b>好</b>\nzwei"),
     ]  # fmt: skip
-    assert first.messages == turns and first.tools == [described("add_one")]
+    assert first.messages == turns and first.tools == DESCRIPTIONS[:1]
     assert second.messages == [*turns, user("weiter"), assistant("half", weight=0)]
-    assert second.tools == [described("add_one")]
+    assert second.tools == DESCRIPTIONS[:1]
     assert third.messages == [system, user("neu"), assistant("more")] == chat.messages
     assert third.tools is None
 
