@@ -307,32 +307,3 @@ def generate_batch(
         logits = step(model, torch.tensor(new, device=device)[:, None], cache)
         cache.next_slot()
     return answers
-
-
-@torch.inference_mode()
-def greedy_answers(
-    model: MiniMindLM,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    stop_ids: set[int],
-    is_over: Callable[[], bool] | None = None,
-    batch_size: int = 32,
-) -> list[list[int]]:
-    """The most probable continuation of every prompt, without its stop id.
-
-    Prompts of similar length run as one batch, so that little is padded. A prompt that fills the
-    model's context has an empty one. is_over: asked before every batch; once it says so, the
-    remaining continuations stay empty.
-    """
-    answers: list[list[int]] = [[] for _ in prompts]
-    fitting = [i for i, p in enumerate(prompts) if len(p) < model.config.max_position_embeddings]
-    order = sorted(fitting, key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        if is_over is not None and is_over():
-            break
-        rows = order[start : start + batch_size]
-        batch = [prompts[i] for i in rows]
-        found = generate_batch(model, batch, max_new_tokens, stop_ids, temperature=0)
-        for i, answer in zip(rows, found):
-            answers[i] = answer[:-1] if answer and answer[-1] in stop_ids else answer
-    return answers

@@ -16,6 +16,7 @@ from dataset.chat import encode_conversation, training_sequences
 from dataset.chat_turns import TRAINED
 from dataset.tokenizer import load_tokenizer
 from model.decoding_layers import Int8Linear
+from model.engine import Drawn, Engine
 from model.generation import generate
 from model.hf_format import load_model
 from model.model import MiniMindLM
@@ -105,11 +106,12 @@ def test_a_chat_keeps_thoughts_and_calls_as_training_has_them(monkeypatch, capsy
     said = [id for id, on in zip(ids, mask) if on & TRAINED]
     prompts = []
 
-    def fake(model, prompt, *args, **kwargs):
-        prompts.append(prompt)
-        yield from said
+    def fake(engine, request):
+        prompts.append(request.prompt)
+        for id in said:
+            yield Drawn(request, id, None, id == said[-1])
 
-    monkeypatch.setattr(eval_model, "generate", fake)
+    monkeypatch.setattr(Engine, "stream", fake)
     out = run(monkeypatch, capsys, "--model", chat_folder, "--thinking", stdin="1?\nagain\n")
     assert "<think>\nHm.\n</think>\n\nGladly." in out and '{"name": "add"' in out
     talk.append({"role": "user", "content": "again"})
@@ -238,24 +240,25 @@ def test_a_chat_computes_each_token_once(monkeypatch, capsys, chat_folder):
     An answer's text may be cut into other tokens than the model wrote; from there on it is read
     again. The beginning of the chat format is known even after /reset.
     """
-    computed, held, forward = [], [[]], MiniMindLM.forward
+    computed, held, forward, stream = [], [[]], MiniMindLM.forward, Engine.stream
 
     def counting_forward(self, input_ids, *args, **options):
         computed.append(input_ids.shape[1])
         return forward(self, input_ids, *args, **options)
 
-    def recording_generate(model, prompt, *args, **options):
+    def recording_stream(engine, request):
         before = len(computed)
-        tokens = list(generate(model, prompt, *args, **options))
-        same = [a == b for a, b in zip(held[-1], prompt[:-1])]
+        yield from stream(engine, request)
+        same = [a == b for a, b in zip(held[-1], request.prompt[:-1])]
         known = same.index(False) if False in same else len(same)
-        assert computed[before:] == [len(prompt) - known] + [1] * (len(tokens) - 1)
+        new = [len(request.prompt) - known] + [1] * (len(request.tokens) - 1)
+        assert computed[before:] == new
         assert known > 0 or len(held) == 1
-        held.append(prompt + tokens[:-1])  # nothing came after the last token: it is not computed
-        return tokens
+        # nothing came after the last token: it is not computed
+        held.append(request.prompt + request.tokens[:-1])
 
     monkeypatch.setattr(MiniMindLM, "forward", counting_forward)
-    monkeypatch.setattr(eval_model, "generate", recording_generate)
+    monkeypatch.setattr(Engine, "stream", recording_stream)
     run(
         monkeypatch, capsys, "--model", chat_folder, "--temperature", "0", "--max_new_tokens", "8",
         stdin="Hello\nAnd again, please\nAnd again, please\n/reset\nHello\n",

@@ -14,8 +14,8 @@ from model.generation import (
     PromptCache,
     generate,
     generate_batch,
-    greedy_answers,
 )
+from training.evaluation import greedy_answers
 
 # dense with plain positions, dense with YaRN, and experts
 MODELS = {
@@ -211,10 +211,25 @@ def test_greedy_answers_are_those_of_every_prompt_alone(models):
         tokens = greedy(model, prompt, 24, stop_ids)
         expected.append(tokens[:-1] if tokens[-1] in stop_ids else tokens)
     for size in (1, 2, 32):
-        assert greedy_answers(model, asked, 24, stop_ids, batch_size=size) == expected
+        assert greedy_answers(model, asked, 24, stop_ids, max_running=size) == expected
     full = [1] * model.config.max_position_embeddings
     assert greedy_answers(model, [full, asked[1]], 24, stop_ids) == [[], expected[1]]
     assert greedy_answers(model, asked, 24, stop_ids, is_over=lambda: True) == [[]] * 5
+
+
+def test_greedy_answers_end_between_two_tokens():
+    """Once is_over says so no step is begun; only answers that were finished by then are given."""
+    numbers = random_numbers(1)
+    model = our_model(numbers)
+    asked = prompts(numbers)
+    alone = [greedy(model, prompt, 24) for prompt in asked]
+    stop = alone[0][1]
+    expected = [answer[: answer.index(stop)] if stop in answer else [] for answer in alone]
+    assert expected[0] and [] in expected
+    steps = []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    found = greedy_answers(model, asked, 24, {stop}, is_over=lambda: len(steps) == 23)
+    assert len(steps) == 23 and found == expected
 
 
 def test_a_prompt_cache_computes_only_what_is_new(models):

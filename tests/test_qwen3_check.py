@@ -286,7 +286,7 @@ def edited(tmp_path_factory):
     """A copy of the project in which one line of model/model.py is another."""
     copy = tmp_path_factory.mktemp("edited") / "project"
     copy.mkdir()
-    for name in ("model", "dataset", "training", "scripts"):
+    for name in ("model", "dataset", "training", "serving", "terminal", "tools", "scripts"):
         shutil.copytree(REPOSITORY / name, copy / name)
     for script in REPOSITORY.glob("*.py"):
         shutil.copy(script, copy)

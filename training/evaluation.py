@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from dataset.conversations import BadConversation, to_conversation
 from dataset.readers import read_records
 from dataset.records import Problems
 from dataset.sft import SFTDataset
-from model.generation import generate, greedy_answers
+from model.engine import Engine, Request
+from model.sampling import Sampling
 from training.distributed import Ranks, sum_over_ranks
 from training.loading import make_loader, on_device
 from training.losses import token_cross_entropy
@@ -82,10 +84,9 @@ def continue_text(model, tokenizer, prompt: list[int], max_new_tokens: int, seed
     """The prompt and what the model makes of it (temperature 0.8, top_p 0.9), as one line."""
     was_training = model.training
     model.eval()
-    stream = generate(
-        model, prompt, max_new_tokens, {tokenizer.eos_id}, seed, temperature=0.8, top_p=0.9
-    )
-    ids = list(stream)
+    sampling = Sampling(temperature=0.8, top_p=0.9)
+    request = Request(prompt, max_new_tokens, {tokenizer.eos_id}, sampling, seed)
+    ids = [drawn.token for drawn in Engine(model, max_running=1, kept=0).stream(request)]
     model.train(was_training)
     text = f"{tokenizer.decode(prompt, skip_control=True)} ⟶ {tokenizer.decode(ids, True)}"
     return " ".join(text.split())
@@ -140,6 +141,28 @@ def first_questions(dataset: SFTDataset, tokenizer, count: int) -> list[Question
         answer = said_aloud(tokenizer, ids[start : end - 1].tolist())
         questions.append(Question(text, answer, ids[:start].tolist()))
     return questions
+
+
+def greedy_answers(
+    model, prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int],
+    is_over: Callable[[], bool] | None = None, max_running: int = 32,
+) -> list[list[int]]:  # fmt: skip
+    """The most probable continuation of every prompt, without its stop id.
+
+    Up to `max_running` are decoded at a time. A prompt that fills the model's context has an empty
+    continuation. is_over: asked before every step; once it says so, those that are not finished
+    stay empty.
+    """
+    engine = Engine(model, max_running, kept=0, prompt_tokens=512)  # nobody waits for one of them
+    greedy = Sampling(temperature=0)
+    requests = [Request(prompt, max_new_tokens, stop_ids, greedy) for prompt in prompts]
+    for request in requests:
+        if len(request.prompt) < engine.max_tokens:
+            engine.add(request)
+    while engine.has_work and not (is_over is not None and is_over()):
+        engine.step()
+    answers = [request.tokens if request.ending else [] for request in requests]
+    return [ids[:-1] if ids and ids[-1] in stop_ids else ids for ids in answers]
 
 
 def ask(
