@@ -10,13 +10,14 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable
+from decimal import Decimal
 
 MOST_LENGTH = 100_000  # characters of a string
 LONGEST_MINIMUM = 1000
 LONGEST_PATTERN = 256
 LARGEST_FACTOR = 1000  # of multipleOf; a larger one takes a state for every remainder
-LARGEST_NUMBER = 10**15 - 1
-SMALLEST_NUMBER = 1e-12  # besides 0, as a bound
+DIGITS = 15  # of a number that every reader of JSON reads exactly
+LARGEST_NUMBER = 10**DIGITS - 1
 DEEPEST_VALUE = 32  # levels
 
 FORMATS = {
@@ -81,7 +82,7 @@ def _check_pattern(pattern: object, where: str):
 
 
 def number_schema(given: dict, integer: bool, where: str = "") -> dict:
-    """A number between bounds that it may reach. Exponents are never needed then."""
+    """A number between bounds that it may reach, of few digits. None needs an exponent."""
     low, high = -LARGEST_NUMBER, LARGEST_NUMBER
     factor = given.get("multipleOf")
     if factor is not None:
@@ -101,12 +102,10 @@ def number_schema(given: dict, integer: bool, where: str = "") -> dict:
         bound = given[key]
         if not is_of(bound, ["number"]):
             raise BadSchema(f"{where}: expected a number as {key}, got {short(bound)}")
-        if integer:
-            bound = rounded(bound) + step
-        elif 0 < abs(bound) < SMALLEST_NUMBER:
-            raise BadSchema(f"{where}: {key} is supported from {SMALLEST_NUMBER} on, got {bound}")
-        elif step:  # the next one that is told apart from it
-            bound = math.nextafter(bound, step * math.inf) if bound else step * SMALLEST_NUMBER
+        exact = Decimal(repr(bound))
+        unit = Decimal(1) if integer else Decimal(10) ** max(exact.adjusted() - DIGITS + 1, -DIGITS)
+        inside = (rounded(exact / unit) + step) * unit
+        bound = int(inside) if integer else float(inside)
         low, high = (max(low, bound), high) if is_low else (low, min(high, bound))
     if low > high or (factor and high // factor * factor < low):
         raise BadSchema(f"{where}: no number of at most 15 digits is between its bounds")
@@ -143,8 +142,9 @@ def check_values(values: list, where: str):
             raise BadSchema(f"{where}: control characters are not supported, got {short(value)}")
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
             raise BadSchema(f"{where}: numbers have at most 15 digits here, got {short(value)}")
-        if isinstance(value, float) and value and not 1e-5 < abs(value) < LARGEST_NUMBER:
-            raise BadSchema(f"{where}: numbers have no exponents here, got {short(value)}")
+        if isinstance(value, float) and not re.fullmatch(r"-?(?=.{2,16}$)\d+\.\d+", repr(value)):
+            raise BadSchema(f"{where}: numbers have at most 15 digits and no exponents here, got "
+                            f"{short(value)}")  # fmt: skip
         if isinstance(value, dict | list):
             if depth > DEEPEST_VALUE:
                 raise BadSchema(f"{where}: expected at most {DEEPEST_VALUE} levels of values")
