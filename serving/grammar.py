@@ -187,4 +187,6 @@ def _with_options(schema: dict) -> dict:
 
 
 def _token(tokenizer: Tokenizer, name: str) -> str:
-    return f"<[{tokenizer.control_id(name)}]>"
+    if name not in tokenizer.control_tokens:
+        raise ValueError(f"the model's tokenizer has no {name}")
+    return f"<[{tokenizer.control_tokens[name]}]>"

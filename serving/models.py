@@ -13,6 +13,7 @@ from model.engine import Engine
 from model.hf_format import load_model, read_json, weights_sha256
 from model.inside import as_numbers, look_inside
 from model.model import MiniMindLM
+from serving.grammar import Grammars
 from serving.worker import ServedModel
 from training.checkpoint import adapter_folder, model_folder
 
@@ -77,11 +78,17 @@ def open_models(
             lora.load_adapter(model, adapter, weights_sha256(folder))
         tokens = max_tokens or longest_sequence(model, 2 * rows)
         fast = for_decoding(model, int8)
+        ends = frozenset(end_ids(tokenizer, folder))
+        grammars = Grammars(tokenizer, ends, model.config.vocab_size)
+        engine = Engine(
+            fast, rows, rows, tokens, compiled=compiled,
+            make_matcher=grammars,
+        )  # fmt: skip
         models[name] = ServedModel(
-            name, tokenizer, Engine(fast, rows, rows, tokens, compiled=compiled),
-            frozenset(end_ids(tokenizer, folder)),
+            name, tokenizer, engine, ends,
             "base" if tokenizer.chat_template is None else "chat", can_think(tokenizer),
             adapter is not None, int((folder / "config.json").stat().st_mtime), partial(look, fast),
+            grammars,
         )  # fmt: skip
     return models
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from dataset.tokenizer import Tokenizer
 from model.engine import Drawn, Engine, Request
 from serving.errors import APIError
+from serving.grammar import Grammars
 from serving.metrics import Metrics
 
 RETRY_SECONDS = "1"  # what a client that is refused for now is told to wait
@@ -30,6 +31,7 @@ class ServedModel:
     kind     "chat" or "base" (it has no chat template)
     created  when its weights were written, in seconds since 1970
     look     what model/inside.py sees, as serving/lab.py asks for it
+    grammars checks the grammars that answers are to follow
     """
 
     name: str
@@ -41,6 +43,7 @@ class ServedModel:
     is_adapter: bool
     created: int
     look: Callable[[list[int], int | None, int | None, bool], dict]
+    grammars: Grammars
 
     @property
     def context(self) -> int:
