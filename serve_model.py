@@ -95,7 +95,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app, worker: Worker, seconds: float, greeting: str):
         """seconds: that running answers have. greeting: is printed when clients may come."""
-        super().__init__(server_config(app, seconds + SECONDS_TO_TELL))
+        super().__init__(server_config(app, seconds + 2 * SECONDS_TO_TELL))
         self.worker, self.seconds, self.greeting = worker, seconds, greeting
 
     async def startup(self, sockets: list[socket.socket] | None = None):
@@ -103,13 +103,21 @@ class Server(uvicorn.Server):
         print(self.greeting, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None):
-        asyncio.get_running_loop().call_later(self.seconds, self.worker.cut)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.seconds, self.worker.cut)
+        loop.call_later(self.seconds + SECONDS_TO_TELL, self._hang_up)
         await super().shutdown(sockets)
+
+    def _hang_up(self):
+        """Clients that do not even read that their answers were cut."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self):
         def leave(_signal, _frame):
-            self.force_exit = self.should_exit  # a second one does not wait
+            if self.should_exit:  # a second one does not wait, for nothing and nobody
+                os._exit(0)
             self.should_exit = self.worker.closing = True
 
         before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -31,7 +31,7 @@ from serve_model import listen
 from serving.app import make_app
 from serving.connection import server_config
 from serving.metrics import Metrics
-from serving.models import open_models
+from serving.models import end_ids, open_models
 from serving.worker import Worker
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -217,3 +217,10 @@ def is_free(url: str, headers: dict | None = None) -> bool:
     """Whether nothing is answered and no row is in use."""
     names = ("minimind_sequences", "minimind_rows_in_use")
     return sum(gauge(url, name, headers) for name in names) == 0
+
+
+def endless(folder: Path, tokens: int = 100_000) -> dict:
+    """Fields of a request whose answer has exactly so many tokens: no end is ever drawn."""
+    ends = end_ids(load_tokenizer(folder), folder)
+    bias = {str(id): -100 for id in ends}
+    return {"prompt": "Once", "max_tokens": tokens, "temperature": 0, "logit_bias": bias}
