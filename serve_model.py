@@ -29,6 +29,7 @@ from training import cli
 from training.distributed import init_distributed
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
+SECONDS_TO_TELL = 3.0  # for clients to hear that their answers were cut
 
 
 def parse_args():
@@ -90,11 +91,20 @@ def is_local(host: str) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Ends with status 0 on SIGTERM and Ctrl-C, once running answers are finished."""
+    """Ends with status 0 on SIGTERM and Ctrl-C, once running answers are finished or cut."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker):
-        super().__init__(config)
-        self.worker = worker
+    def __init__(self, app, worker: Worker, seconds: float, greeting: str):
+        """seconds: that running answers have. greeting: is printed when clients may come."""
+        super().__init__(server_config(app, seconds + SECONDS_TO_TELL))
+        self.worker, self.seconds, self.greeting = worker, seconds, greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None):
+        await super().startup(sockets)
+        print(self.greeting, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None):
+        asyncio.get_running_loop().call_later(self.seconds, self.worker.cut)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -130,15 +140,14 @@ def main():
     worker = Worker(models, Metrics(), args.max_concurrency, args.max_queue, args.max_seconds)
     names = {args.host, socket.gethostname(), *args.allowed_hosts}
     app = make_app(worker, args.runs, args.max_new_tokens, names, api_key)
-    config = server_config(app, args.shutdown_seconds)
     host = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{host}:{listening.getsockname()[1]}"
-    print(
+    greeting = (
         f"{', '.join(models)}: {address} to chat, {address}/runs to watch training, {address}/lab "
-        f"to look inside\nOpenAI clients: base_url {address}/v1. Ctrl-C ends it.",
-        flush=True,
+        f"to look inside\nOpenAI clients: base_url {address}/v1. Ctrl-C ends it."
     )
-    asyncio.run(Server(config, worker).serve(sockets=[listening]))
+    server = Server(app, worker, args.shutdown_seconds, greeting)
+    asyncio.run(server.serve(sockets=[listening]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ between them: requests and cancellations one way, all tokens of a step in one me
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -80,6 +81,10 @@ class Job:
         seconds = self.worker.max_seconds
         self.fail(APIError(503, f"the answer took longer than {seconds:.0f} seconds"))
 
+    def fail(self, failure: APIError):
+        self.failure = failure
+        self.changed.set()
+
     def end(self, request: Request):
         """A stop string came: no more of this one."""
         if not request.ending:
@@ -128,28 +133,36 @@ class Worker:
 
     @property
     def sequences(self) -> int:
-        """Sequences that run or wait."""
-        return sum(len(job.requests) for job in self.open)
+        """Sequences that run or wait; not those whose clients have yet to read the end."""
+        return sum(job.left for job in self.open)
 
     def submit(self, model: ServedModel, requests: list[Request]) -> Job:
         """Have these requests answered. Raises APIError where there is no place, or no longer."""
         headers = {"Retry-After": RETRY_SECONDS}
         if self.closing:
             raise APIError(503, "the server is shutting down", headers=headers)
-        if self.sequences + len(requests) > self.max_running + self.max_waiting:
+        most = self.max_running + self.max_waiting
+        if len(requests) > most:  # never to be answered: not to be asked again
+            raise APIError(400, f"{len(requests)} answers are asked for, {most} are the most")
+        if self.sequences + len(requests) > most:
             text = f"the server answers {self.max_running} sequences, and {self.max_waiting} wait"
             raise APIError(429, text, code="rate_limit_exceeded", headers=headers)
         job = Job(self, model, requests)
         self.open.add(job)
         for request in requests:
             self.jobs[request] = job
-        self.inbox.put(lambda: [model.engine.add(request) for request in requests])
+        self.inbox.put(lambda: self._add(job))
         return job
 
     def cancel(self, request: Request):
         job = self.jobs.pop(request, None)
         if job is not None:
             self.inbox.put(lambda: job.model.engine.cancel(request))
+
+    def cut(self):
+        """The time after SIGTERM is over: what still runs ends as it is."""
+        for job in self.open:
+            job.fail(APIError(503, "the server is shutting down, the answer was cut"))
 
     def closed(self, job: Job):
         for request in job.requests:
@@ -177,17 +190,34 @@ class Worker:
             idle = False
         return True
 
+    def _add(self, job: Job):
+        engine = job.model.engine
+        try:
+            for request in job.requests:
+                engine.add(request)
+        except Exception as error:
+            for request in job.requests:
+                engine.cancel(request)
+            self._lost(job.model, job.requests, error)
+
     def _step(self, model: ServedModel):
         try:
             drawn = model.engine.step()
         except Exception as error:
-            logging.exception("a step of %s failed", model.name)
-            lost = model.engine.fail()
-            failure = APIError(500, f"the model could not go on ({type(error).__name__})")
-            self.loop.call_soon_threadsafe(self._fail, lost, failure)
+            self._lost(model, model.engine.fail(), error)
             return
         if drawn:
-            self.loop.call_soon_threadsafe(self._deliver, drawn)
+            self._tell(self._deliver, drawn)
+
+    def _lost(self, model: ServedModel, requests: list[Request], error: Exception):
+        logging.error("%s could not go on", model.name, exc_info=error)
+        failure = APIError(500, f"the model could not go on ({type(error).__name__})")
+        self._tell(self._fail, requests, failure)
+
+    def _tell(self, call: Callable, *arguments):
+        """Have the event loop do this, if there still is one: SIGTERM twice leaves at once."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(call, *arguments)
 
     def _deliver(self, drawn: list[Drawn]):
         for one in drawn:
