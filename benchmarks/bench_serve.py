@@ -7,8 +7,8 @@
 Starts serve_model.py (and vLLM's server, where it is given) on this machine and asks it as clients
 do: streamed completions, each client beginning its next request when the last one is finished. How
 long prompts and answers are differs by half up and down, so that clients do not march in step; no
-two prompts begin alike, so that nothing of them is cached. One client and many take turns, --repeats
-times; figures are medians. Last comes one JSON line.
+two prompts begin alike, so that nothing of them is cached. One client and many take turns;
+figures are medians of --repeats rounds. Last comes one JSON line.
 """
 
 import argparse
