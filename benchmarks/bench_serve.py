@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def parse_args():
     add("--new_tokens", type=int, default=64, help="tokens to write after it, on average")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     add("--repeats", type=int, default=5, help="rounds after the warm-up")
-    add("--flags", nargs="*", default=[], help="more flags of serve_model.py, without their --")
+    add("--flags", default="", help='more flags of serve_model.py, as in --flags="--compile"')
     add("--vllm", default=None, help="the command vllm, to be measured beside")
     return parser.parse_args()
 
@@ -151,7 +152,7 @@ def main():
             folder = make_folder(temporary, args.preset)
         else:
             folder = model_folder(args.model, "--model")
-        flags = [f"--{word}" if i % 2 == 0 else word for i, word in enumerate(args.flags)]
+        flags = shlex.split(args.flags)
         command = [sys.executable, "serve_model.py", "--model", folder, "--port", "0", *flags]
         own = re.escape("http://") + r"[\d.]+:\d+"
         servers = {"ours": (stack.enter_context(started(command, own, {})), None)}

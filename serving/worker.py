@@ -54,6 +54,7 @@ class Job:
     def __init__(self, worker: Worker, model: ServedModel, requests: list[Request]):
         self.worker, self.model, self.requests = worker, model, requests
         self.begun = time.perf_counter()
+        self.deadline = self.begun + worker.max_seconds
         self.timer = worker.loop.call_later(worker.max_seconds, self._give_up)
         self.first_token: float | None = None  # seconds after the beginning
         self.left = len(requests)  # that have not ended
@@ -80,10 +81,6 @@ class Job:
     def _give_up(self):
         seconds = self.worker.max_seconds
         self.fail(APIError(503, f"the answer took longer than {seconds:.0f} seconds"))
-
-    def fail(self, failure: APIError):
-        self.failure = failure
-        self.changed.set()
 
     def end(self, request: Request):
         """A stop string came: no more of this one."""
