@@ -63,7 +63,7 @@ def parse_args():
     add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=text)
     text = "int8: weights of the linear layers in 8 bits"
     add("--quantize", choices=["none", "int8"], default="none", help=text)
-    text = "compile the step of one token: up to a minute at the start, faster afterwards"
+    text = "compile the steps that read no prompt: a minute or two at the start, faster afterwards"
     add("--compile", **cli.BOOL, default=False, help=text)
     return parser.parse_args()
 

@@ -77,8 +77,10 @@ def open_models(
             lora.load_adapter(model, adapter, weights_sha256(folder))
         tokens = max_tokens or longest_sequence(model, 2 * rows)
         fast = for_decoding(model, int8)
+        engine = Engine(fast, rows, rows, tokens, compiled=compiled)
+        engine.warm_up()
         models[name] = ServedModel(
-            name, tokenizer, Engine(fast, rows, rows, tokens, compiled=compiled),
+            name, tokenizer, engine,
             frozenset(end_ids(tokenizer, folder)),
             "base" if tokenizer.chat_template is None else "chat", can_think(tokenizer),
             adapter is not None, int((folder / "config.json").stat().st_mtime), partial(look, fast),

@@ -55,6 +55,7 @@ class Job:
         self.worker, self.model, self.requests = worker, model, requests
         self.begun = time.perf_counter()
         self.deadline = self.begun + worker.max_seconds
+        self.timer = worker.loop.call_later(worker.max_seconds, self._give_up)
         self.first_token: float | None = None  # seconds after the beginning
         self.left = len(requests)  # that have not ended
         self.news: list[Drawn] = []
@@ -65,24 +66,21 @@ class Job:
         """What has been drawn since the last time, until all requests have ended."""
         while self.left or self.news:
             if not self.news:
-                await self._wait()
+                await self.changed.wait()
             if self.failure is not None:
                 raise self.failure
             news, self.news = self.news, []
             self.changed.clear()
             yield news
 
-    async def _wait(self):
-        left = self.deadline - time.perf_counter()
-        try:
-            await asyncio.wait_for(self.changed.wait(), max(left, 0))
-        except asyncio.TimeoutError:
-            seconds = self.worker.max_seconds
-            raise APIError(503, f"the answer took longer than {seconds:.0f} seconds") from None
-
     def fail(self, failure: APIError):
+        """Whoever waits for tokens gets this instead."""
         self.failure = failure
         self.changed.set()
+
+    def _give_up(self):
+        seconds = self.worker.max_seconds
+        self.fail(APIError(503, f"the answer took longer than {seconds:.0f} seconds"))
 
     def end(self, request: Request):
         """A stop string came: no more of this one."""
@@ -92,6 +90,7 @@ class Job:
 
     def close(self):
         """Whatever still runs is cancelled, and the job's place given back."""
+        self.timer.cancel()
         for request in self.requests:
             if not request.ending:
                 self.worker.cancel(request)
