@@ -4,11 +4,14 @@
     python eval_model.py --model out/full_sft                                # chat
     python eval_model.py --model out/full_sft --lora out/lora                # with an adapter
     python eval_model.py --model out/full_sft --quantize int8                # weights in 8 bits
+    python eval_model.py --server http://127.0.0.1:8000                      # a model served there
     python eval_model.py --model out/pretrain --eval_data held_out.jsonl     # nats, perplexity, bpb
 
 --model is a run's folder (its newest complete checkpoint is taken), one checkpoint, or any dense
 Qwen3 folder. A folder with a chat template holds a chat-tuned model and answers in chat format;
-one without holds a base model and continues the text. Measuring prints a JSON line last.
+one without holds a base model and continues the text. In the chat, /help lists the commands.
+--server is any server with OpenAI's API, ours (serve_model.py) or another's. Measuring prints a
+JSON line last.
 """
 
 import json
@@ -195,7 +198,11 @@ def answer_remote(server: ServerModel, args):
     messages = [*opening(args.system), {"role": "user", "content": args.prompt}]
     screen = Screen(bool(args.show_speed))
     for part in server.answer(messages, None, args.thinking, 0):
-        screen.end_answer(part) if isinstance(part, End) else screen.show(part)
+        if isinstance(part, End):
+            screen.end_answer(is_complete=True)
+            screen.show_speed(part)
+        else:
+            screen.show(part)
 
 
 def main():
