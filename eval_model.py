@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dataset.chat import can_think, stop_ids
+from dataset.chat import can_think, end_ids
 from dataset.packing import whole_stream
 from dataset.pretrain import PretrainDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model.decoding_layers import for_decoding
-from model.hf_format import load_model, read_json
+from model.hf_format import load_model
 from model.model import MiniMindLM
 from terminal.answers import End
 from terminal.chat import Chat, opening
@@ -166,16 +166,6 @@ def open_model(args, device) -> tuple[MiniMindLM, Tokenizer, Path, dict[str, Pat
             f"the model {model.config.vocab_size}"
         )
     return model, tokenizer, folder, adapters
-
-
-def end_ids(tokenizer: Tokenizer, folder: Path) -> set[int]:
-    """The ids at which an answer ends: the tokenizer's, and those the folder names."""
-    ends = set(stop_ids(tokenizer))
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        named = read_json(generation).get("eos_token_id", [])
-        ends |= set(named if isinstance(named, list) else [named])
-    return ends
 
 
 def answer_local(local: LocalModel, args):
