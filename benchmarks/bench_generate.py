@@ -123,7 +123,10 @@ def with_engine(model: MiniMindLM) -> Callable[[list[list[int]], int], None]:
     engines: dict[int, Engine] = {}
 
     def run(prompts: list[list[int]], new_tokens: int):
-        engine = engines.setdefault(len(prompts), Engine(model, len(prompts), kept=0))
+        rows = len(prompts)
+        if rows not in engines:  # all prompts at once, as the others read them
+            engines[rows] = Engine(model, rows, kept=0, prompt_tokens=1 << 20)
+        engine = engines[rows]
         engine.forget()
         greedy = Sampling(temperature=0)
         requests = [Request(prompt, new_tokens, sampling=greedy) for prompt in prompts]
