@@ -5,28 +5,18 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from dataset.chat import can_think, stop_ids
-from dataset.tokenizer import Tokenizer, load_tokenizer
+from dataset.chat import can_think, end_ids
+from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
 from model.engine import Engine
-from model.hf_format import load_model, read_json, weights_sha256
+from model.hf_format import load_model, weights_sha256
 from model.inside import as_numbers, look_inside
 from model.model import MiniMindLM
 from serving.worker import ServedModel
 from training.checkpoint import adapter_folder, model_folder
 
 MOST_CACHE = 4 << 30  # bytes of keys and values that all rows of one model may take
-
-
-def end_ids(tokenizer: Tokenizer, folder: Path) -> set[int]:
-    """The ids at which generation ends: the tokenizer's, and those the folder names."""
-    ends = set(stop_ids(tokenizer))
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        named = read_json(generation).get("eos_token_id", [])
-        ends |= set(named if isinstance(named, list) else [named])
-    return ends
 
 
 def own_name(path: Path) -> str:

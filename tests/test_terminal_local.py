@@ -11,7 +11,7 @@ import pytest
 import served
 
 import eval_model
-from dataset.chat import encode_conversation
+from dataset.chat import encode_conversation, end_ids
 from dataset.tokenizer import load_tokenizer
 from model.engine import Engine
 from model.generation import generate
@@ -37,7 +37,7 @@ def local(folder, monkeypatch):
         args = eval_model.parse_args()
         args.max_new_tokens = args.max_new_tokens or 40
         tokenizer = load_tokenizer(folder)
-        ends = eval_model.end_ids(tokenizer, folder)
+        ends = end_ids(tokenizer, folder)
         return LocalModel(load_model(folder), folder, tokenizer, ends, {}, args)
 
     return local
