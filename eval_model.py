@@ -4,11 +4,14 @@
     python eval_model.py --model out/full_sft                                # chat
     python eval_model.py --model out/full_sft --lora out/lora                # with an adapter
     python eval_model.py --model out/full_sft --quantize int8                # weights in 8 bits
+    python eval_model.py --server http://127.0.0.1:8000                      # a model served there
     python eval_model.py --model out/pretrain --eval_data held_out.jsonl     # nats, perplexity, bpb
 
 --model is a run's folder (its newest complete checkpoint is taken), one checkpoint, or any dense
 Qwen3 folder. A folder with a chat template holds a chat-tuned model and answers in chat format;
-one without holds a base model and continues the text. Measuring prints a JSON line last.
+one without holds a base model and continues the text. In the chat, /help lists the commands.
+--server is any server with OpenAI's API, ours (serve_model.py) or another's. Measuring prints a
+JSON line last.
 """
 
 import json
@@ -19,13 +22,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dataset.chat import can_think, stop_ids
+from dataset.chat import can_think, end_ids
 from dataset.packing import whole_stream
 from dataset.pretrain import PretrainDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model.decoding_layers import for_decoding
-from model.hf_format import load_model, read_json
+from model.hf_format import load_model
 from model.model import MiniMindLM
 from terminal.answers import End
 from terminal.chat import Chat, opening
@@ -165,16 +168,6 @@ def open_model(args, device) -> tuple[MiniMindLM, Tokenizer, Path, dict[str, Pat
     return model, tokenizer, folder, adapters
 
 
-def end_ids(tokenizer: Tokenizer, folder: Path) -> set[int]:
-    """The ids at which an answer ends: the tokenizer's, and those the folder names."""
-    ends = set(stop_ids(tokenizer))
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        named = read_json(generation).get("eos_token_id", [])
-        ends |= set(named if isinstance(named, list) else [named])
-    return ends
-
-
 def answer_local(local: LocalModel, args):
     """Print the answer to --prompt as it is generated, control tokens as their names."""
     if local.is_chat:
@@ -195,7 +188,11 @@ def answer_remote(server: ServerModel, args):
     messages = [*opening(args.system), {"role": "user", "content": args.prompt}]
     screen = Screen(bool(args.show_speed))
     for part in server.answer(messages, None, args.thinking, 0):
-        screen.end_answer(part) if isinstance(part, End) else screen.show(part)
+        if isinstance(part, End):
+            screen.end_answer(is_complete=True)
+            screen.show_speed(part)
+        else:
+            screen.show(part)
 
 
 def main():

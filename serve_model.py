@@ -17,18 +17,18 @@ import signal
 import socket
 from pathlib import Path
 
-import torch
 import uvicorn
 
+from serving import decoding
 from serving.app import make_app
 from serving.connection import server_config
 from serving.metrics import Metrics
-from serving.models import adapters_by_name, open_models
+from serving.models import adapters_by_name
 from serving.worker import Worker
 from training import cli
-from training.distributed import init_distributed
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
+SECONDS_TO_TELL = 3.0  # for clients to hear that their answers were cut
 
 
 def parse_args():
@@ -62,7 +62,7 @@ def parse_args():
     add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=text)
     text = "int8: weights of the linear layers in 8 bits"
     add("--quantize", choices=["none", "int8"], default="none", help=text)
-    text = "compile the step of one token: up to a minute at the start, faster afterwards"
+    text = "compile the steps that read no prompt: a minute or two at the start, faster afterwards"
     add("--compile", **cli.BOOL, default=False, help=text)
     return parser.parse_args()
 
@@ -90,16 +90,36 @@ def is_local(host: str) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Ends with status 0 on SIGTERM and Ctrl-C, once running answers are finished."""
+    """Ends with status 0 on SIGTERM and Ctrl-C, once running answers are finished or cut."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker):
-        super().__init__(config)
-        self.worker = worker
+    def __init__(self, app, worker: Worker, seconds: float, greeting: str):
+        """seconds: that running answers have. greeting: is printed when clients may come."""
+        super().__init__(server_config(app, seconds + 2 * SECONDS_TO_TELL))
+        self.worker, self.seconds, self.greeting = worker, seconds, greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None):
+        await super().startup(sockets)
+        print(self.greeting, flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or not self.worker.alive
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None):
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.seconds, self.worker.cut)
+        loop.call_later(self.seconds + SECONDS_TO_TELL, self._hang_up)
+        await super().shutdown(sockets)
+
+    def _hang_up(self):
+        """Clients that do not even read that their answers were cut."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self):
         def leave(_signal, _frame):
-            self.force_exit = self.should_exit  # a second one does not wait
+            if self.should_exit:  # a second one does not wait, for nothing and nobody
+                os._exit(0)
             self.should_exit = self.worker.closing = True
 
         before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -119,26 +139,25 @@ def main():
             "--api_key, or --allow_public to do without"
         )
     listening = listen(args.host, args.port)  # before anything takes long
-    ranks = init_distributed(args.device)
-    if args.dtype == "auto":
-        half = ranks.device.type == "cuda" or args.quantize == "int8"
-        args.dtype = "bfloat16" if half else "float32"
-    models = open_models(
-        args.model, adapters_by_name(args.lora), ranks.device, getattr(torch, args.dtype),
-        args.quantize == "int8", args.compile, args.max_concurrency, args.max_context,
-    )  # fmt: skip
-    worker = Worker(models, Metrics(), args.max_concurrency, args.max_queue, args.max_seconds)
+    models, pipe, process = decoding.start({
+        "path": args.model, "adapters": adapters_by_name(args.lora), "device": args.device,
+        "dtype": args.dtype, "int8": args.quantize == "int8", "compiled": args.compile,
+        "rows": args.max_concurrency, "max_tokens": args.max_context,
+    })  # fmt: skip
+    metrics = Metrics()
+    worker = Worker(models, pipe, metrics, args.max_concurrency, args.max_queue, args.max_seconds)
     names = {args.host, socket.gethostname(), *args.allowed_hosts}
     app = make_app(worker, args.runs, args.max_new_tokens, names, api_key)
-    config = server_config(app, args.shutdown_seconds)
     host = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{host}:{listening.getsockname()[1]}"
-    print(
+    greeting = (
         f"{', '.join(models)}: {address} to chat, {address}/runs to watch training, {address}/lab "
-        f"to look inside\nOpenAI clients: base_url {address}/v1. Ctrl-C ends it.",
-        flush=True,
+        f"to look inside\nOpenAI clients: base_url {address}/v1. Ctrl-C ends it."
     )
-    asyncio.run(Server(config, worker).serve(sockets=[listening]))
+    server = Server(app, worker, args.shutdown_seconds, greeting)
+    asyncio.run(server.serve(sockets=[listening]))
+    process.join(SECONDS_TO_TELL)
+    return 0 if worker.alive else 1
 
 
 if __name__ == "__main__":

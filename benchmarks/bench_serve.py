@@ -5,9 +5,10 @@
     python benchmarks/bench_serve.py --vllm ../vllm/bin/vllm          # beside vLLM, the same folder
 
 Starts serve_model.py (and vLLM's server, where it is given) on this machine and asks it as clients
-do: streamed completions, each client beginning its next request when the last one is finished. One
-client and many take turns, --repeats times; figures are medians. Prompts differ from their first
-token on, so that nothing of them is cached. Last comes one JSON line.
+do: streamed completions, each client beginning its next request when the last one is finished. How
+long prompts and answers are differs by half up and down, so that clients do not march in step; no
+two prompts begin alike, so that nothing of them is cached. One client and many take turns;
+figures are medians of --repeats rounds. Last comes one JSON line.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -48,12 +50,12 @@ def parse_args():
     add("--preset", choices=list(PRESETS), default="base", help="size of the model")
     add("--model", type=Path, default=None, help="a folder or run in place of random weights")
     add("--clients", type=int, default=16, help="clients at a time, beside one")
-    add("--requests", type=int, default=3, help="requests of each client in a round")
-    add("--prompt_tokens", type=int, default=64, help="tokens of every prompt")
-    add("--new_tokens", type=int, default=64, help="tokens to write after it")
+    add("--requests", type=int, default=10, help="requests of each client in a round")
+    add("--prompt_tokens", type=int, default=64, help="tokens of a prompt, on average")
+    add("--new_tokens", type=int, default=64, help="tokens to write after it, on average")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     add("--repeats", type=int, default=5, help="rounds after the warm-up")
-    add("--flags", nargs="*", default=[], help="more flags of serve_model.py, without their --")
+    add("--flags", default="", help='more flags of serve_model.py, as in --flags="--compile"')
     add("--vllm", default=None, help="the command vllm, to be measured beside")
     return parser.parse_args()
 
@@ -108,11 +110,14 @@ async def measured(url: str, model: str, clients: int, args, rng, vocabulary: in
     """Tokens per second of all clients, and the median time to the first token."""
     host, port = url.removeprefix("http://").split(":")
 
+    def about(count: int) -> int:
+        return rng.randint(max(1, count // 2), count * 3 // 2)
+
     def body() -> dict:
-        prompt = [rng.randrange(300, vocabulary) for _ in range(args.prompt_tokens)]
+        prompt = [rng.randrange(300, vocabulary) for _ in range(about(args.prompt_tokens))]
         return {
             "model": model, "prompt": prompt,
-            "max_tokens": args.new_tokens, "temperature": args.temperature, "stream": True,
+            "max_tokens": about(args.new_tokens), "temperature": args.temperature, "stream": True,
             "stream_options": {"include_usage": True},
         }  # fmt: skip
 
@@ -147,7 +152,7 @@ def main():
             folder = make_folder(temporary, args.preset)
         else:
             folder = model_folder(args.model, "--model")
-        flags = [f"--{word}" if i % 2 == 0 else word for i, word in enumerate(args.flags)]
+        flags = shlex.split(args.flags)
         command = [sys.executable, "serve_model.py", "--model", folder, "--port", "0", *flags]
         own = re.escape("http://") + r"[\d.]+:\d+"
         servers = {"ours": (stack.enter_context(started(command, own, {})), None)}

@@ -39,6 +39,7 @@ from dataset.chat_turns import (
 )
 from dataset.messages import normal_content
 from dataset.tokenizer import Tokenizer
+from model.json_file import read_json
 
 TEMPLATES = Path(__file__).parent.parent / "model" / "tokenizer"
 THINKING = (TEMPLATES / "chat_template.jinja").read_text(encoding="utf-8")
@@ -147,6 +148,13 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
     else:
         end = tokenizer.control_id(IM_END)
     return list(dict.fromkeys((end, tokenizer.eos_id)))
+
+
+def end_ids(tokenizer: Tokenizer, folder: Path) -> set[int]:
+    """The ids at which a folder's model stops: `stop_ids`, and generation_config.json's."""
+    file = folder / "generation_config.json"
+    named = read_json(file).get("eos_token_id", []) if file.is_file() else []
+    return {*stop_ids(tokenizer), *(named if isinstance(named, list) else [named])}
 
 
 def parse_answer(tokenizer: Tokenizer, ids: list[int]) -> dict:

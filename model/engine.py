@@ -28,7 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.generation import device_and_dtype, room_after
+from model.generation import (
+    KVCache,
+    compiled_next_logits,
+    device_and_dtype,
+    fix_shapes,
+    room_after,
+)
 from model.model import MiniMindLM
 from model.sampling import Draws, Matcher, Sampler, Sampling
 from model.step_cache import Piece, StepCache
@@ -114,6 +120,7 @@ class Engine:
     kept           rows for sequences that have finished, whose keys and values may be of use again
     max_tokens     longest sequence, prompt and answer; None: the model's context
     prompt_tokens  tokens of prompts in one step
+    compiled       compile the steps that read no prompt; for a model from `for_decoding`
     make_matcher   from the grammar of a request to its Matcher; ValueError where it cannot be made
     """
 
@@ -125,6 +132,7 @@ class Engine:
         self.model, self.config = model, model.config
         self.max_running, self.prompt_tokens = max_running, prompt_tokens
         self.compiled, self.make_matcher = compiled, make_matcher
+        self.views: dict[int, tuple[Tensor, KVCache]] = {}  # of the cache, for compiled steps
         context = self.config.max_position_embeddings
         self.max_tokens = min(max_tokens or context, context)
         self.device, self.dtype = device_and_dtype(model)
@@ -201,6 +209,19 @@ class Engine:
         finally:
             self.cancel(request)
 
+    def warm_up(self):
+        """Compile what the steps will need, where they are compiled: a minute or two."""
+        count = 1
+        while self.compiled:
+            for _ in range(min(count, self.max_running)):
+                self.add(Request([0], 3))
+            while self.has_work:
+                self.step()
+            if count >= self.max_running:
+                break
+            count *= 2
+        self.forget()
+
     @torch.inference_mode()
     def step(self) -> list[Drawn]:
         """One more token of every request that can have one."""
@@ -212,57 +233,73 @@ class Engine:
         return [Drawn(request, None, None, True) for request in failed]
 
     def _step(self) -> list[Drawn]:
-        pieces = self._next_pieces()
-        n, rows = self.answering, self.rows
+        pieces, n = self._next_pieces(), self.answering
         if n == 0 and not pieces:
             return []
         self.steps += 1
-        lengths = np.array([row.length for row in rows[:n]], dtype=np.int64)  # [n]
-        tokens = [self.ids[np.arange(n), lengths]]
-        wanted = list(range(n))  # places in the step whose logits are looked at
-        place, finished = n, []
-        for piece in pieces:
-            row, start, end = rows[piece.row], piece.start, piece.end
-            tokens.append(self.ids[piece.row, start:end])
-            is_last = end == len(row.request.prompt)
-            if row.request.prompt_logprobs:
-                wanted += range(place, place + end - start)
-            elif is_last:
-                wanted.append(place + end - start - 1)
-            finished += [row] * is_last
-            place += end - start
-        self._grow(int(max([*lengths, *(piece.end - 1 for piece in pieces)])) + 1)
-        cache = StepCache(self.cache, lengths, pieces, self.device)
-        input_ids = torch.from_numpy(np.concatenate(tokens))[None].to(self.device)  # [1, N]
-        last_only = None
-        if len(wanted) < place:
-            last_only = torch.tensor(wanted, dtype=torch.int64, device=self.device)
-        logits = self._logits(input_ids, cache, last_only)  # [wanted, V]
-
-        for row in rows[:n]:
+        if self.compiled and not pieces:
+            logits = self._compiled_logits()
+        else:
+            logits = self._logits(pieces)  # of every answer, and of what is wanted of the prompts
+        for row in self.rows[:n]:
             row.length += 1
-        at, last = n, list(range(n))
+        at, last, finished = n, list(range(n)), []
         for piece in pieces:
-            row = rows[piece.row]
+            row = self.rows[piece.row]
             row.length = piece.end
-            count = piece.end - piece.start
+            is_last = piece.end == len(row.request.prompt)
+            count = len(wanted_places(row.request, piece))
             if row.request.prompt_logprobs:
                 self._look_at_prompt(row, piece, logits[at : at + count])
-                at += count
-            elif row in finished:
-                at += 1
-            if row in finished:
+            at += count
+            if is_last:
                 last.append(at - 1)
+                finished.append(row)
         for row in finished:
             self._begin_answer(row)
         if not last:
             return []
         return self._draw(logits if len(last) == len(logits) else logits[last])
 
-    def _logits(self, input_ids: Tensor, cache: StepCache, last_only: Tensor | None) -> Tensor:
-        if last_only is None:
+    def _logits(self, pieces: list[Piece]) -> Tensor:
+        """Logits [n + wanted places of the pieces, V] after one token of every answer, and them."""
+        n = self.answering
+        lengths = np.array([row.length for row in self.rows[:n]], dtype=np.int64)  # [n]
+        tokens, wanted, place = [self.ids[np.arange(n), lengths]], list(range(n)), n
+        for piece in pieces:
+            tokens.append(self.ids[piece.row, piece.start : piece.end])
+            places = wanted_places(self.rows[piece.row].request, piece)
+            wanted += [place + at for at in places]
+            place += piece.end - piece.start
+        self._grow(int(max([*lengths, *(piece.end - 1 for piece in pieces)])) + 1)
+        cache = StepCache(self.cache, lengths, pieces, self.device)
+        input_ids = torch.from_numpy(np.concatenate(tokens))[None].to(self.device)  # [1, N]
+        if len(wanted) == place:
             return self.model(input_ids, cache=cache)[0][0]
-        return self.model(input_ids, cache=cache, last_only=last_only)[0][:, 0]
+        places = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+        return self.model(input_ids, cache=cache, last_only=places)[0][:, 0]
+
+    def _compiled_logits(self) -> Tensor:
+        """The same without pieces, by a step that is compiled once for 1, 2, 4, … rows.
+
+        Rows behind those being answered fill the number up; what is written behind their ends is
+        overwritten by what comes.
+        """
+        n = self.answering
+        count = min(1 << (n - 1).bit_length(), len(self.rows))
+        lengths = np.array([row.length for row in self.rows[:count]], dtype=np.int64)
+        self._grow(int(lengths.max()) + 1)
+        tokens = torch.from_numpy(self.ids[np.arange(count), lengths])[:, None].to(self.device)
+        ends = torch.from_numpy(lengths).to(self.device)
+        memory, view = self.views.get(count, (None, None))
+        if memory is not self.cache:  # new, or the cache has grown
+            view = KVCache.over(self.cache[:, :, :count])
+            fix_shapes(view, ends)
+            self.views[count] = self.cache, view
+        view.lengths = ends
+        if self.device.type != "cuda":
+            view.slots = torch.arange(int(lengths.max()) + 1)
+        return compiled_next_logits(self.model)(self.model, tokens, view)[:n]
 
     def _draw(self, logits: Tensor) -> list[Drawn]:
         """The next token of every row being answered. logits [n, V], in the rows' order."""
@@ -435,6 +472,14 @@ class Engine:
                  config.head_dim)  # fmt: skip
         # zeros: a hidden place's weight is 0, but 0 times what memory happens to hold may be NaN
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+
+def wanted_places(request: Request, piece: Piece) -> range:
+    """The tokens of a piece whose logits are looked at: all, or a prompt's last one, or none."""
+    count = piece.end - piece.start
+    if request.prompt_logprobs:
+        return range(count)
+    return range(count - (piece.end == len(request.prompt)), count)
 
 
 def log_probs(logits: Tensor, tokens: list[int], likeliest: int) -> list[LogProb]:

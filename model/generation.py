@@ -41,6 +41,14 @@ class KVCache:
         self.lengths = None  # int64 [B], tokens of each row; None: all rows hold `length`
         self.slots = None  # int64 [S] = 0, 1, ...: the slots looked at; beside `lengths` only
 
+    @classmethod
+    def over(cls, memory: Tensor) -> KVCache:
+        """A cache in memory that is there: keys and values, [L, 2, B, K, max, D]."""
+        cache = cls.__new__(cls)
+        cache.keys, cache.values = [kv[0] for kv in memory], [kv[1] for kv in memory]
+        cache.length, cache.lengths, cache.slots = 0, None, None
+        return cache
+
     def set_lengths(self, lengths: Tensor):
         """From now on rows hold these numbers of tokens, int64 [B], and grow one by one."""
         self.lengths = lengths.clone()

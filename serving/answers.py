@@ -9,13 +9,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from dataset.tokenizer import Tokenizer
 from model.engine import Request
 from serving.errors import APIError, error_object
 from serving.protocol import SamplingFields
 from serving.worker import Job, ServedModel
+
+MOST_ENCODERS = 4  # prompts that are made ids at a time: one of 4 MiB takes seconds, and 200 MiB
+SECONDS_TO_READ = 10.0  # of the end of an answer, after the time for it is over
 
 
 def new_id(kind: str) -> str:
@@ -61,7 +65,7 @@ def engine_requests(
             "max_tokens",
             "context_length_exceeded",
         )
-    vocabulary = model.engine.config.vocab_size
+    vocabulary = model.vocab_size
     sampling = body.sampling()
     for id in sampling.logit_bias:
         if id >= vocabulary:
@@ -103,7 +107,7 @@ def token_text(tokenizer: Tokenizer, id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-async def unless_gone(request: HTTPRequest, job: Job, answer: Awaitable) -> object:
+async def unless_gone(request: HTTPRequest, job: Job, answer: Awaitable[dict]) -> JSONResponse:
     """The answer, or an end of all work when the client goes away before it is there."""
 
     async def gone():
@@ -114,7 +118,7 @@ async def unless_gone(request: HTTPRequest, job: Job, answer: Awaitable) -> obje
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
-            return tasks[0].result()
+            return JSONResponse(tasks[0].result())  # not FastAPI's way: it goes through all of it
         raise APIError(400, "the client has gone away")
     finally:
         for task in tasks:
@@ -136,8 +140,26 @@ def streamed(job: Job, chunks: AsyncIterator[dict | bytes]) -> StreamingResponse
             yield b"data: [DONE]\n\n"
         except APIError as error:
             yield event(error_object(error.status, error.message, error.param, error.code))
-        finally:
-            job.close()
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+    return Streamed(job, events(), media_type="text/event-stream", headers=headers)
+
+
+class Streamed(StreamingResponse):
+    """Closes the job whatever happens: a client may be gone before the first chunk is asked for.
+
+    A client that does not read is left when the time for its answer is over.
+    """
+
+    def __init__(self, job: Job, events: AsyncIterator[bytes], **more):
+        super().__init__(events, **more)
+        self.job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+        left = self.job.deadline - time.perf_counter() + SECONDS_TO_READ
+        try:
+            await asyncio.wait_for(super().__call__(scope, receive, send), left)
+        except asyncio.TimeoutError:
+            pass  # uvicorn closes the connection of an answer without an end
+        finally:
+            self.job.close()

@@ -20,11 +20,13 @@ DEFAULT_TOKENS = 16  # OpenAI's
 
 def router(worker: Worker) -> APIRouter:
     routes = APIRouter()
+    encoders = anyio.CapacityLimiter(answers.MOST_ENCODERS)
 
     @routes.post("/v1/completions")
     async def completions(body: CompletionRequest, http: HTTPRequest):
         model = answers.find_model(worker.models, body.model)
-        prompts = await anyio.to_thread.run_sync(prompts_ids, model, body)
+        worker.check_room(len(body.prompts) * body.choices)  # before anything takes long
+        prompts = await anyio.to_thread.run_sync(prompts_ids, model, body, limiter=encoders)
         requests = []
         most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         if most == 0 and not body.echo:
@@ -45,9 +47,10 @@ def router(worker: Worker) -> APIRouter:
 
 def prompts_ids(model: ServedModel, body: CompletionRequest) -> list[list[int]]:
     """Each prompt as ids. Text never becomes a control token; ids are taken as they are."""
-    vocabulary, found = model.engine.config.vocab_size, []
+    vocabulary, found = model.vocab_size, []
     for prompt in body.prompts:
         if isinstance(prompt, str):
+            model.check_text(len(prompt))
             try:
                 ids = model.tokenizer.encode_text(prompt)
             except ValueError as error:
@@ -70,8 +73,8 @@ class Choice:
         self.finish_reason: str | None = None
         self.wants_logprobs = body.logprobs is not None
         self.pending: list[tuple[int, LogProb | None]] = []  # tokens not covered by a piece yet
-        self.prompt_text = ""
         self.echo = bool(body.echo)
+        self.length = self.prompt_length = 0  # characters told; of these, the echo's
         self.num_tokens = 0
 
     def echoed(self) -> tuple[str, dict | None]:
@@ -81,15 +84,20 @@ class Choice:
         self.echo, ids = False, self.request.prompt
         whole = TextStream(self.model.tokenizer)
         pieces = [whole.feed(ids), whole.finish()]
-        self.prompt_text = "".join(piece.text for piece in pieces)
+        text = "".join(piece.text for piece in pieces)
         starts = [start for piece in pieces for start in piece.starts]
+        self.length = self.prompt_length = len(text)
         if not self.wants_logprobs:
-            return self.prompt_text, None
+            return text, None
         known = [None, *self.request.prompt_tops]
-        return self.prompt_text, self._logprobs(list(zip(ids, known)), starts)
+        return text, self._logprobs(list(zip(ids, known)), starts)
 
     def take(self, drawn: Drawn, job: Job) -> tuple[str, dict | None]:
-        """The text that a token adds, and the log-probabilities of the tokens in it."""
+        """The text that a token adds, and the log-probabilities of the tokens in it.
+
+        A token that ends the text has no text, but a log-probability: evaluation harnesses, which
+        ask for one token after the prompt, take it that there is one.
+        """
         if self.finish_reason is not None:
             return "", None
         self.num_tokens += drawn.token is not None
@@ -105,12 +113,15 @@ class Choice:
             pieces.append(self.text_stream.finish())
             self.finish_reason = "length" if self.request.ending == "length" else "stop"
         text = "".join(piece.text for piece in pieces)
-        starts = [start for piece in pieces for start in piece.starts]
+        starts = [self.prompt_length + start for piece in pieces for start in piece.starts]
         covered, self.pending = self.pending[: len(starts)], self.pending[len(starts) :]
+        self.length += len(text)
+        if is_end and drawn.token is not None:
+            covered.append((drawn.token, drawn.logprob))
+            starts.append(self.length)
         if not self.wants_logprobs or not covered:
             return text, None
-        begin = len(self.prompt_text)
-        return text, self._logprobs(covered, [begin + start for start in starts])
+        return text, self._logprobs(covered, starts)
 
     def _logprobs(self, tokens: list[tuple[int, LogProb | None]], starts: list[int]) -> dict:
         def name(id: int) -> str:

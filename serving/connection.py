@@ -46,6 +46,12 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._limit_waiting()
 
+    def shutdown(self):
+        """The server is about to leave: it does not wait for the rest of a request."""
+        super().shutdown()
+        if self.cycle is not None and self.cycle.more_body:
+            self.transport.close()
+
     def _limit_waiting(self):
         """Bytes do not renew the limit: a head, or a body nobody wants, may come in small drops."""
         if self.cycle is not None and not self.cycle.response_complete:

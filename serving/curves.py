@@ -160,7 +160,8 @@ class Curves:
         step, event = int(record["step"]), record["event"]
         if event == "samples" and isinstance(record.get("texts"), list):
             texts = [t[:LONGEST_TEXT] for t in record["texts"][:MOST_TEXTS] if isinstance(t, str)]
-            self.samples.add({"step": step, "texts": texts})
+            if texts:
+                self.samples.add({"step": step, "texts": texts})
         elif isinstance(event, str) and event != "end":
             more = {k: v for k, v in record.items() if k not in ("step", "event")}
             try:

@@ -9,6 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from model.json_file import shown
+
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -16,6 +18,7 @@ TYPES = {
     429: "rate_limit_error",
 }
 LONGEST_SHOWN = 200  # characters of what a client sent
+LONGEST_MESSAGE = 1000
 
 
 class APIError(HTTPException):
@@ -36,17 +39,15 @@ class APIError(HTTPException):
 
 
 def error_object(status: int, message: str, param: str | None, code: str | None) -> dict:
+    # what is repeated of a request may be long, and hold lone surrogates, which an answer cannot
+    message, param = (text and shown(text, LONGEST_MESSAGE) for text in (message, param))
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def response(error: APIError) -> JSONResponse:
     """An error as the server answers with it."""
-    # what is repeated of a request may hold lone surrogates, which an answer cannot
-    message, param = (
-        text and text.encode("utf-8", "replace").decode() for text in (error.message, error.param)
-    )
-    content = error_object(error.status, message, param, error.code)
+    content = error_object(error.status, error.message, error.param, error.code)
     return JSONResponse(content, error.status, error.headers)
 
 

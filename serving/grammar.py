@@ -2,9 +2,9 @@
 
 Three steps, in as many places:
 
-    answer_grammar  from what a client asks for to a grammar, a text        (with the request)
-    Grammars.check  whether it can be followed, before it is asked for      (with the request)
-    Grammars        from the text to what says which ids may come next      (where decoding runs)
+    answer_grammar    from what a client asks for to a grammar, a text
+    Grammars.check    whether it can be followed: before any of it is decoded
+    Grammars.matcher  from the text to what says which ids may come next: where decoding runs
 
 The library llguidance does the work: a grammar is an automaton over the bytes of tokens, so no
 answer is ever taken back. Control tokens are no text for it; those that end a turn may come
@@ -69,7 +69,7 @@ class GrammarMatcher:
 
 
 class Grammars:
-    """Grammars over the tokens of one tokenizer: called with a text, it makes a Matcher of it.
+    """Grammars over the tokens of one tokenizer.
 
     ends        the ids that may end an answer
     vocab_size  of the model; ids that the tokenizer does not know never come
@@ -81,14 +81,14 @@ class Grammars:
         self._lock = threading.Lock()
         self._known: llguidance.LLTokenizer | None = None
 
-    def __call__(self, grammar: str) -> GrammarMatcher:
+    def matcher(self, grammar: str) -> GrammarMatcher:
         """Where an answer begins. ValueError for a grammar that cannot be followed."""
         matcher = llguidance.LLMatcher(self._tokens(), grammar, log_level=0, limits=LIMITS)
         return GrammarMatcher(matcher, self.vocab_size)
 
     def check(self, grammar: str):
         """ValueError, in one line, for a grammar that cannot be followed."""
-        self(grammar).allowed()
+        self.matcher(grammar).allowed()
 
     def _tokens(self) -> llguidance.LLTokenizer:
         """What the library knows of the tokenizer, made when it is first needed."""

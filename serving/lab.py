@@ -17,11 +17,12 @@ from typing import Annotated, Protocol
 
 import anyio.to_thread
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dataset.chat import encode_conversation
 from dataset.tokenizer import Tokenizer
 from serving.errors import APIError
+from serving.protocol import Fields
 
 LONGEST = 1024  # tokens of a text that are looked at; as in model/inside.py
 LONGEST_TEXT = 20_000  # characters of a request's text: more than fit so many tokens
@@ -47,11 +48,7 @@ Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Index = Annotated[int, Field(ge=0, le=4095)]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class ChatTurn(Strict):
+class ChatTurn(Fields):
     """A question and its answer; without an answer the text ends where the model would speak."""
 
     system: Text = ""
@@ -59,7 +56,7 @@ class ChatTurn(Strict):
     assistant: Text = ""
 
 
-class LookRequest(Strict):
+class LookRequest(Fields):
     """What to look at: `text` or `chat`, one of them.
 
     model        one of /lab/models; None: the first

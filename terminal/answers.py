@@ -36,7 +36,8 @@ class End(NamedTuple):
     def __str__(self) -> str:
         parts = []
         if self.tokens is not None:
-            parts.append(f"{self.tokens:,} token{'s' * (self.tokens != 1)}")
+            longest = "" if self.is_whole else ", which is the longest answer"
+            parts.append(f"{self.tokens:,} token{'s' * (self.tokens != 1)}{longest}")
             if self.rest > 0.01:  # else they came at once, which says nothing of how fast
                 parts.append(f"{(self.tokens - 1) / self.rest:,.0f} tokens/s")
         return ", ".join([*parts, f"the first after {self.first:.2f} s"])

@@ -20,7 +20,8 @@ from tools.calls import answer as result_of
 MOST_ROUNDS = 8  # of tool calls for one question
 HELP = """/system TEXT    start anew with this system prompt; without TEXT, with none
 /think on|off   let the model think before it answers
-/tools on|off   let the model call {tools}; /tools NAME …: only these
+/tools on|off   let the model call tools; /tools NAME …: only these, of
+                {tools}
 {choose}
 /retry          answer the last message again
 /reset          forget the conversation
@@ -168,32 +169,38 @@ class Chat:
         without one.
         """
         asked = len(self.messages)
-        rounds = 0
         try:
-            while True:
-                message = self.one_answer()
-                calls = message.get("tool_calls")
-                if not calls and not message["content"]:
+            for number in range(MOST_ROUNDS + 1):
+                message, end = self.one_answer()
+                calls = message.get("tool_calls", [])
+                if calls or message["content"]:
+                    self.messages.append(message)
+                else:
                     del self.messages[asked:]
-                    return
-                self.messages.append(message)
-                if not calls or not self.offered:
-                    return
-                rounds += 1
-                if rounds > MOST_ROUNDS:
+                calls = calls if self.offered else []
+                if calls and number == MOST_ROUNDS:
                     raise ValueError(f"{MOST_ROUNDS} rounds of tool calls, and still no answer")
                 for call in calls:
-                    result = result_of(call["name"], call["arguments"], self.offered)
-                    self.screen.show_result(result)
-                    self.messages.append({"role": "tool", "content": normal_content(result)})
+                    self.run_tool(call)
+                self.screen.show_speed(end)
+                if not calls:
+                    return
         except KeyboardInterrupt:  # while a tool ran
             del self.messages[asked:]
             self.screen.note("stopped")
         except BaseException:
             del self.messages[asked:]
             raise
+        finally:
+            self.screen.end_turn()
 
-    def one_answer(self) -> dict:
+    def run_tool(self, call: dict):
+        """Show and keep what a tool says; it is told, too, what is wrong with a call."""
+        result = result_of(call["name"], call["arguments"], self.offered)
+        self.screen.show_result(result)
+        self.messages.append({"role": "tool", "content": normal_content(result)})
+
+    def one_answer(self) -> tuple[dict, End | None]:
         """The model's message, shown while it is made; of weight 0 if it is not whole."""
         tools = [tool.description for tool in self.offered.values()] or None
         self.described = tools or self.described
@@ -210,14 +217,14 @@ class Chat:
             except KeyboardInterrupt:
                 was_stopped = True
             finally:
-                self.screen.end_answer(end)
+                self.screen.end_answer(end is not None)
         message = message_of(deltas)
         message["content"] = normal_content(message["content"])
         if was_stopped:
             self.screen.note("stopped")
         if end is None or not end.is_whole:
             message["weight"] = 0  # read as a part of the conversation, and not trained on
-        return message
+        return message, end
 
     def save(self, name: str):
         """Add the conversation to a file of conversations (docs/data.md)."""

@@ -61,8 +61,8 @@ class Keyboard:
     def _piece(self, prompt: str) -> str:
         """A line, or the lines that were pasted at once.
 
-        Most terminals mark what is pasted and readline keeps it together. Otherwise lines that are
-        there already, as soon as the one before is read, were not typed.
+        Most terminals mark what is pasted and readline keeps it together. Not all do, and none
+        while an answer is shown: lines that are there as soon as the one before is read go with it.
         """
         lines = [input(prompt)]
         while self.joins_lines and select.select([sys.stdin], [], [], PASTE_SECONDS)[0]:

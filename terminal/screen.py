@@ -27,7 +27,7 @@ class Screen:
         self.is_terminal = sys.stdout.isatty()
         has_styles = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
         self.has_styles = self.is_terminal and has_styles
-        self.show_speed = self.is_terminal if show_speed is None else show_speed
+        self.tells_speed = self.is_terminal if show_speed is None else show_speed
         self._place = ""  # "thoughts" or "content" while an answer is shown
 
     def show(self, delta: Delta):
@@ -47,13 +47,21 @@ class Screen:
                 call = f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
                 self._print(f"<tool_call>\n{call}\n</tool_call>")
 
-    def end_answer(self, end: End | None):
-        """An answer is over. end: None if it was broken off."""
-        if self._place or end is not None:
+    def end_answer(self, is_complete: bool):
+        """A message is over, or was broken off."""
+        if self._place or is_complete:
             self._go_to("")
             print(flush=True)
-        if end is not None and self.show_speed:
+
+    def show_speed(self, end: End | None):
+        """How long an answer was and how fast it came."""
+        if end is not None and self.tells_speed:
             self.note(str(end))
+
+    def end_turn(self):
+        """It is the user's turn: a blank line on a terminal."""
+        if self.is_terminal:
+            print(flush=True)
 
     def show_result(self, result: str):
         """What a tool has answered."""

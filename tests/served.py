@@ -6,6 +6,7 @@
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import re
 import selectors
@@ -30,8 +31,9 @@ from dataset.tokenizer import load_tokenizer
 from serve_model import listen
 from serving.app import make_app
 from serving.connection import server_config
+from serving.decoding import Decoding, OpenModel
 from serving.metrics import Metrics
-from serving.models import open_models
+from serving.models import end_ids, open_models
 from serving.worker import Worker
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -43,6 +45,7 @@ class Inside(NamedTuple):
     url: str
     app: FastAPI
     worker: Worker
+    models: dict[str, OpenModel]
 
 
 def tiny_folder(folder: Path, tokenizer_folder: Path, seed: int = 0, context: int = 512) -> Path:
@@ -113,11 +116,12 @@ def inside(
     seconds: float = 60.0, default_tokens: int = 64, names: set[str] = frozenset(),
     adapters: dict | None = None,
 ) -> Iterator[Inside]:  # fmt: skip
-    """The application in a thread of this process."""
-    models = open_models(
-        folder, adapters or {}, torch.device("cpu"), torch.float32, False, False, rows, None
-    )
-    worker = Worker(models, Metrics(), rows, waiting, seconds)
+    """The application in a thread of this process, and what decodes in another."""
+    models = open_models(folder, adapters or {}, "cpu", "float32", False, False, rows, None)
+    ours, theirs = multiprocessing.Pipe()
+    threading.Thread(target=Decoding(models, theirs).run, daemon=True).start()
+    described = {name: model.described for name, model in models.items()}
+    worker = Worker(described, ours, Metrics(), rows, waiting, seconds)
     app = make_app(worker, folder / "no_runs", default_tokens, names, api_key)
     listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, 5))
@@ -125,7 +129,7 @@ def inside(
     thread.start()
     try:
         wait_for(lambda: server.started, 30)
-        yield Inside(f"http://127.0.0.1:{listening.getsockname()[1]}", app, worker)
+        yield Inside(f"http://127.0.0.1:{listening.getsockname()[1]}", app, worker, models)
     finally:
         server.should_exit = True
         thread.join(timeout=30)
@@ -217,3 +221,10 @@ def is_free(url: str, headers: dict | None = None) -> bool:
     """Whether nothing is answered and no row is in use."""
     names = ("minimind_sequences", "minimind_rows_in_use")
     return sum(gauge(url, name, headers) for name in names) == 0
+
+
+def endless(folder: Path, tokens: int = 100_000) -> dict:
+    """Fields of a request whose answer has exactly so many tokens: no end is ever drawn."""
+    ends = end_ids(load_tokenizer(folder), folder)
+    bias = {str(id): -100 for id in ends}
+    return {"prompt": "Once", "max_tokens": tokens, "temperature": 0, "logit_bias": bias}

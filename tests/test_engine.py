@@ -256,3 +256,26 @@ def test_after_a_step_that_failed_the_engine_starts_anew(monkeypatch):
     assert set(engine.fail()) == set(requests) and not engine.has_work
     request = Request([3, 2], 5, sampling=Sampling(temperature=0))
     assert finish(engine, request) == [alone(model, request)]
+
+
+@pytest.mark.slow
+def test_compiled_steps_give_the_same_tokens():
+    """Any number of rows, filled up to a power of two with rows that keep what they hold."""
+    numbers = random_numbers(2, num_hidden_layers=2)
+    model = our_model(numbers)
+    engine = Engine(for_decoding(model), max_running=4, kept=2, compiled=True)
+    engine.warm_up()
+    rng = random.Random(0)
+    requests = [
+        Request([rng.randrange(60) for _ in range(rng.randint(5, 20))], rng.randint(2, 12),
+                sampling=Sampling(temperature=rng.choice([0, 1.0])), seed=i)
+        for i in range(14)
+    ]  # fmt: skip
+    requests[9].prompt = requests[2].prompt[:5] + [1, 2]
+    for request in requests:
+        engine.add(request)
+        engine.step()
+        engine.step()
+    while engine.has_work:
+        engine.step()
+    assert [request.tokens for request in requests] == [alone(model, r) for r in requests]

@@ -197,6 +197,26 @@ def test_completions_continue_texts_and_ids(servers, folders):
     assert "".join(chunk.choices[0].text for chunk in streamed) == text
 
 
+def test_the_token_that_ends_a_text_has_a_log_probability(servers, folders):
+    """It is the last of the tokens, at the text's end, and adds no text; streamed, too."""
+    client, tokenizer = servers["base"], load_tokenizer(folders["base"])
+    options = {"model": "base", "prompt": "Rain", "logit_bias": {str(tokenizer.eos_id): 100},
+               "echo": True, "logprobs": 1, "max_tokens": 9, "temperature": 0}  # fmt: skip
+    choice = client.completions.create(**options).choices[0]
+    assert choice.text == "Rain" and choice.finish_reason == "stop"
+    ids = tokenizer.encode_text("Rain")
+    with torch.no_grad():
+        scores = load_model(folders["base"])(torch.tensor([ids]))[0][0, -1].log_softmax(-1)
+    told = choice.logprobs
+    assert len(told.tokens) == len(ids) + 1 and told.tokens[-1] == "<|endoftext|>"
+    assert told.token_logprobs[-1] == pytest.approx(scores[tokenizer.eos_id].item(), abs=1e-4)
+    assert told.text_offset[-1] == len("Rain") and "<|endoftext|>" in told.top_logprobs[-1]
+    streamed = [chunk.choices[0].logprobs for chunk in client.completions.create(
+        **options, stream=True) if chunk.choices[0].logprobs]  # fmt: skip
+    assert [token for piece in streamed for token in piece.tokens] == told.tokens
+    assert [at for piece in streamed for at in piece.text_offset] == told.text_offset
+
+
 def test_models_are_chosen_by_name(client, folders):
     """The adapter's answers are those of the model that it is merged into."""
     assert [model.id for model in client.models.list()] == ["chat", "other"]

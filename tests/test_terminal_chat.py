@@ -235,9 +235,7 @@ def test_only_words_behind_a_slash_are_commands(talk):
     assert [asked[0][-1]["content"] for asked in answerer.asked] == [
         "/usr/bin/env python", "// a comment",
     ]  # fmt: skip
-    assert (
-        "/nonsense: no such command" in out and "/tools on|off   let the model call add_one" in out
-    )
+    assert "/nonsense: no such command" in out and "add_one, other" in out
 
 
 def test_figures_are_told_only_if_asked_for(talk, monkeypatch, capsys):

@@ -163,7 +163,7 @@ def test_ctrl_c_ends_an_answer(terminal):
     """What was said so far stays on the screen, and the chat goes on."""
     chat = terminal()
     chat.sent("slowly\r", until="zzz")
-    shown = text(chat.sent("\x03", until=r"\(stopped\)\n> $"))
+    shown = text(chat.sent("\x03", until=r"\(stopped\)\n+> $"))
     assert shown.count("z") < 500
     assert "<'on'>" in chat.sent("on\r", until=ANSWERED)
 
@@ -233,7 +233,7 @@ def test_eval_model_in_a_terminal(terminal, folder, tmp_path):
         "--max_new_tokens", "200", "--device", "cpu",
     )  # fmt: skip
     begun = text(chat.sent("你好\r", until="(.|\n){40}"))
-    stopped = begun + text(chat.sent("\x03", until=r"\(stopped\)\n> $"))
+    stopped = begun + text(chat.sent("\x03", until=r"\(stopped\)\n+> $"))
     chat.sent("and\\\r", until=r"\.\.\. $")
     whole = text(chat.sent("on\r", until=ANSWERED))
     file = tmp_path / "said.jsonl"

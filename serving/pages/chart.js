@@ -10,6 +10,7 @@ const BOTTOM = 22;
 const RIGHT = 10;
 const DRAG_FROM = 5; // pixels: less is a click
 const MOST_DOTS = 50; // of a held-out line in view
+const FEW = 100; // points in view: more make a thin line
 const MOST_VALUES = 4; // last values in the caption
 
 /**
@@ -196,16 +197,17 @@ export class Chart {
     if (!line.x.length) return;
     paint.strokeStyle = line.color;
     paint.fillStyle = line.color;
-    paint.lineJoin = "round";
+    paint.lineJoin = "bevel";
     const isSmoothed = line.smooth !== line.y;
-    this.fillBetween(paint, line, isSmoothed ? 0.12 : 0.35);
+    this.drawRanges(paint, line, isSmoothed ? 0.15 : 0.35);
     if (isSmoothed) {
       paint.globalAlpha = 0.25;
       this.strokeThrough(paint, line.x, line.y, 1);
     }
     paint.globalAlpha = 1;
     paint.setLineDash(line.dashed ? [5, 4] : []);
-    this.strokeThrough(paint, line.x, line.smooth, line.heldOut || isSmoothed ? 1.8 : 1.3);
+    const isThick = line.heldOut || isSmoothed || line.x.length < FEW;
+    this.strokeThrough(paint, line.x, line.smooth, isThick ? 1.6 : 1); // thin ones are quick
     paint.setLineDash([]);
     const few = line.heldOut ? MOST_DOTS : 1;
     if (line.x.length <= few) line.x.forEach((x, i) => dot(paint, this.toX(x), this.toY(line.y[i]), 2.6));
@@ -218,19 +220,17 @@ export class Chart {
     paint.stroke();
   }
 
-  /** Where a point stands for several lines of the file: all that they cover. */
-  fillBetween(paint, line, alpha) {
-    if (!line.low.some((low, i) => low < line.high[i])) return;
+  /** Where a point stands for several lines of the file: all that they cover, a bar for each. */
+  drawRanges(paint, line, alpha) {
     paint.globalAlpha = alpha;
-    paint.beginPath();
-    line.x.forEach((x, i) => paint.lineTo(this.toX(x), this.toY(line.high[i])));
-    for (let i = line.x.length - 1; i >= 0; i -= 1) {
-      paint.lineTo(this.toX(line.x[i]), this.toY(line.low[i]));
+    for (let i = 0; i < line.x.length; i += 1) {
+      if (line.low[i] === line.high[i]) continue;
+      const left = Math.round(this.toX(line.x[i]));
+      const next = i + 1 < line.x.length ? Math.round(this.toX(line.x[i + 1])) : left + 1;
+      const top = Math.round(this.toY(line.high[i]));
+      const height = Math.max(1, Math.round(this.toY(line.low[i])) - top);
+      paint.fillRect(left, top, Math.max(1, next - left), height);
     }
-    paint.fill();
-    // a single high value would be thinner than a pixel
-    paint.lineWidth = 0.7;
-    paint.stroke();
   }
 
   drawMark(paint, x) {
