@@ -142,7 +142,8 @@ def answer_grammar(
     if calls is not None:
         bodies.append("calls")
         call = f"{_token(tokenizer, CALL)} LINE @call LINE {_token(tokenizer, END_CALL)}"
-        rules += [f"calls: call (LINE call){{0,{most_calls - 1}}}", f"call: {call}", r"LINE: /\n/"]
+        more = f" (LINE call){{0,{most_calls - 1}}}" if most_calls > 1 else ""
+        rules += [f"calls: call{more}", f"call: {call}", r"LINE: /\n/"]
         grammars.append({"name": "call", "json_schema": _with_options(_any_of(calls))})
     start.append(f"({' | '.join(bodies)})")
     top = "\n".join([f"start: {' '.join(start)}", *rules])
