@@ -16,9 +16,10 @@ from model.engine import Drawn, LogProb, Request
 from serving import answers
 from serving.answer import AnswerStream, Delta
 from serving.errors import APIError
-from serving.grammar import MOST_CALLS, answer_grammar, call_schema, content_schema
+from serving.grammar import MOST_CALLS, answer_grammar, call_schema
+from serving.json_schema import Size, plain_schema
 from serving.protocol import ChatRequest, NamedTool
-from serving.schema_values import BadSchema
+from serving.schema_values import BadSchema, short
 from serving.worker import Job, ServedModel, Worker
 
 # fields of messages that say nothing to a model
@@ -90,14 +91,13 @@ def prompt_ids(model: ServedModel, body: ChatRequest) -> list[int]:
 
 def checked_grammar(model: ServedModel, body: ChatRequest) -> str:
     """What an answer follows that has to be JSON or calls. APIError for what it cannot follow."""
-    content, calls, field = None, None, "response_format"
+    content, calls, field, size = None, None, "response_format", Size()
     try:
         if body.wants_json and not body.must_call:
-            named = body.response_format.json_schema
-            content = content_schema(None if named is None else named.schema_)
+            content = plain_schema(body.response_format.schema, size)
         if body.may_call:
             field = "tools"
-            calls = call_schemas(body)
+            calls = call_schemas(body, size)
         one = body.parallel_tool_calls is False or isinstance(body.tool_choice, NamedTool)
         grammar = answer_grammar(
             model.tokenizer, content, calls, 1 if one else MOST_CALLS, bool(body.thinking)
@@ -108,22 +108,24 @@ def checked_grammar(model: ServedModel, body: ChatRequest) -> str:
     return grammar
 
 
-def call_schemas(body: ChatRequest) -> list[dict]:
-    """A schema for every tool that may be called."""
-    functions = [tool.get("function", tool) for tool in body.tools]
-    for function in functions:
+def call_schemas(body: ChatRequest, size: Size) -> list[dict]:
+    """A schema for every tool that may be called. Raises BadSchema."""
+    schemas = []
+    for number, tool in enumerate(body.tools):
+        function = tool.get("function", tool)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadSchema("expected a function with a name for every tool")
-    if isinstance(body.tool_choice, NamedTool):
+        name = function["name"]
+        if isinstance(body.tool_choice, NamedTool) and name != body.tool_choice.function.name:
+            continue
+        try:
+            schemas.append(call_schema(name, function.get("parameters"), size, number))
+        except BadSchema as error:
+            raise BadSchema(f"{short(name)}: {error}") from None
+    if not schemas:
         name = body.tool_choice.function.name
-        functions = [function for function in functions if function["name"] == name]
-        if not functions:
-            text = f"tool_choice: none of the tools has the name {name!r}"
-            raise APIError(400, text, "tool_choice")
-    return [
-        call_schema(function["name"], function.get("parameters"), number)
-        for number, function in enumerate(functions)
-    ]
+        raise APIError(400, f"tool_choice: no tool has the name {name!r}", "tool_choice")
+    return schemas
 
 
 class Choice:

@@ -22,7 +22,7 @@ import numpy as np
 from dataset.chat_turns import CALL, END_CALL, END_THINK, THINK
 from dataset.tokenizer import Tokenizer
 from model.json_file import shown
-from serving.json_schema import any_object, plain_schema
+from serving.json_schema import Size, plain_schema
 from serving.schema_values import BadSchema, short
 
 # One blank or one line end with its indentation, where JSON may have white space. Without a limit a
@@ -30,7 +30,8 @@ from serving.schema_values import BadSchema, short
 SPACE = r"[ ]|\n[ ]{0,16}"
 ESCAPES = 'nrbtf\\"'  # not \u: one way to write a string, no half characters
 MOST_CALLS = 8
-# Work and memory, as the library counts them. A mask costs at most some 5 ms, a request 20 MB.
+# Work and memory, as the library counts them: what takes more than some 10 ms for a mask, or some
+# 20 MB for an answer, fails.
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=100_000,
@@ -52,7 +53,9 @@ class GrammarMatcher:
     def allowed(self) -> np.ndarray:
         """Which ids may come next: bool [vocab_size]. ValueError where that is too much work."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._raise_error()  # the mask would be that of a complete text
+        self._raise_error()  # the mask is that of a complete text then
+        if self._matcher.is_stopped() and not self._matcher.is_accepting():
+            raise ValueError(f"the grammar cannot go on ({self._matcher.stop_reason()})")
         known = np.unpackbits(bits, bitorder="little")[: self._vocab_size]
         allowed = np.zeros(self._vocab_size, dtype=bool)
         allowed[: len(known)] = known
@@ -155,24 +158,20 @@ def answer_grammar(
     return json.dumps({"grammars": [{"name": "answer", "lark_grammar": top}, *grammars]})
 
 
-def content_schema(schema: object | None) -> dict:
-    """The schema of an answer's content; None: any JSON object. Raises BadSchema."""
-    return any_object() if schema is None else plain_schema(schema)
-
-
-def call_schema(name: str, parameters: object | None, number: int = 0) -> dict:
+def call_schema(name: str, parameters: object | None, size: Size, number: int = 0) -> dict:
     """The schema of a call of one tool, as dataset/chat.py writes and reads it. Raises BadSchema.
 
     parameters: the schema of the arguments, of an object; None: there are none
-    number: which of the tools it is
+    size: as for `plain_schema`. number: which of the tools it is
     """
+    size.add(short(name), parts=4)
     if parameters is None:
         parameters = {"type": "object", "properties": {}}
     if isinstance(parameters, dict) and parameters.keys().isdisjoint(("$ref", "anyOf", "oneOf")):
         if parameters.get("type", "object") != "object":
             raise BadSchema(f"expected an object as arguments, got {short(parameters['type'])}")
         parameters = parameters | {"type": "object"}
-    arguments = plain_schema(parameters, f"{number}-")
+    arguments = plain_schema(parameters, size, f"{number}-")
     definitions = arguments.pop("$defs")
     return {"type": "object", "properties": {"name": {"enum": [name]}, "arguments": arguments},
             "required": ["name", "arguments"], "additionalProperties": False,

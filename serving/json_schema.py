@@ -21,6 +21,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from serving.schema_values import (
@@ -62,39 +63,51 @@ ALONE = ("$ref", "anyOf", "oneOf")  # beside them only annotations
 KNOWN = {"type", "enum", "const", *ALONE}.union(*KEYWORDS.values())
 
 
-def plain_schema(schema: object, prefix: str = "") -> dict:
+@dataclass
+class Size:
+    """How large the schemas of one request are together. BadSchema where that is too much."""
+
+    parts: int = 0
+    levels: int = 0
+
+    def add(self, where: str, parts: int = 0, levels: int = 0):
+        self.parts += parts
+        self.levels += levels
+        if self.parts > MOST_PARTS:
+            raise BadSchema(
+                f"{where}: this is too large here; schemas, properties, values of enums and "
+                f"numbers of items together may be {MOST_PARTS}, a pattern counts as "
+                f"{PARTS_OF_A_PATTERN}"
+            )
+        if self.levels > MOST_LEVELS:
+            raise BadSchema(f"expected at most {MOST_LEVELS} levels in all definitions together")
+
+
+def plain_schema(schema: object, size: Size, prefix: str = "") -> dict:
     """A schema of few forms that allows nothing the given one does not. Raises BadSchema.
 
     Forms: {"$ref": "#/$defs/…"}, {"anyOf" or "oneOf": [...]}, {"enum": [...]}, and one "type" with
     all bounds that it can have. Definitions stand at the top; prefix: what their names begin with.
+    size: of the request's other schemas; this one's is added
     """
     _check_size(schema)
-    reader = _Reader(schema, prefix)
+    reader = _Reader(schema, size, prefix)
     start = reader.reference("")
     while reader.waiting:
         name, found, where = reader.waiting.popleft()
         reader.deepest = 0
         reader.definitions[name] = reader.read(found, where, 0)
-        reader.levels += reader.deepest + 1
-        if reader.levels > MOST_LEVELS:
-            raise BadSchema(f"expected at most {MOST_LEVELS} levels in all definitions together")
+        size.add(where, levels=reader.deepest + 1)
     if endless := reader.definitions.keys() - _ending(reader.definitions):
         raise BadSchema(f"{reader.places[min(endless)]}: no value that ends could be its instance")
     return start | {"$defs": reader.definitions}
 
 
-def any_object() -> dict:
-    """The schema of any JSON object."""
-    return plain_schema({"type": "object"})
-
-
 class _Reader:
     """Reads schemas of one document, and remembers what they refer to."""
 
-    def __init__(self, root: object, prefix: str):
-        self.root, self.prefix = root, prefix
-        self.parts = 0
-        self.levels = 0
+    def __init__(self, root: object, size: Size, prefix: str):
+        self.root, self.size, self.prefix = root, size, prefix
         self.deepest = 0  # level of the schema that is being read
         self.definitions: dict[str, dict] = {}
         self.places: dict[str, str] = {}  # from names in `definitions` to what a client calls it
@@ -128,7 +141,7 @@ class _Reader:
         return {"$ref": f"#/$defs/{name}"}
 
     def read(self, schema: object, where: str, depth: int) -> dict:
-        self._count(1, where)
+        self.size.add(where, 1)
         self.deepest = max(self.deepest, depth)
         if schema is True:
             return self.anything()
@@ -179,14 +192,14 @@ class _Reader:
             values = [value for value in values if is_of(value, kinds)]
         if not values:
             raise BadSchema(f"{where}: none of the values in enum can be")
-        self._count(len(values), where)
+        self.size.add(where, len(values))
         check_values(values, where)
         return {"enum": values}
 
     def _of_kind(self, kind: str, given: dict, where: str, depth: int) -> dict:
         if kind == "string":
             if "pattern" in given or "format" in given:
-                self._count(PARTS_OF_A_PATTERN, where)
+                self.size.add(where, PARTS_OF_A_PATTERN)
             return string_schema(given, where)
         if kind in ("number", "integer"):
             return number_schema(given, kind == "integer", where)
@@ -211,7 +224,7 @@ class _Reader:
         most = most if most is None else min(most, MOST_ITEMS)
         if least > (MOST_ITEMS if most is None else most):
             raise BadSchema(f"{where}: expected minItems up to {MOST_ITEMS}, and up to maxItems")
-        self._count(max(least, most or 0), where)
+        self.size.add(where, max(least, most or 0))
         found = {"type": "array", "minItems": least}
         if first:
             found["prefixItems"] = first
@@ -226,7 +239,7 @@ class _Reader:
         properties = given.get("properties", {})
         if not isinstance(properties, dict):
             raise BadSchema(f"{where}: expected an object as properties, got {short(properties)}")
-        self._count(len(properties), where)
+        self.size.add(where, len(properties))
         required = list(dict.fromkeys(as_list(given.get("required", []), where, "required")))
         if not all(isinstance(name, str) for name in required):
             raise BadSchema(f"{where}: expected names in required")
@@ -257,15 +270,6 @@ class _Reader:
             else:
                 raise BadSchema(f"$ref: the schema has no place {short('#' + pointer)}")
         return found
-
-    def _count(self, parts: int, where: str):
-        self.parts += parts
-        if self.parts > MOST_PARTS:
-            raise BadSchema(
-                f"{where}: the schema is too large here; schemas, properties, values of enums and "
-                f"numbers of items together may be {MOST_PARTS}, a pattern counts as "
-                f"{PARTS_OF_A_PATTERN}"
-            )
 
 
 def _kinds(given: dict, where: str) -> list[str]:

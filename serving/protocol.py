@@ -159,6 +159,10 @@ class ResponseFormat(Fields):
             raise ValueError("json_schema belongs to the type json_schema, and this to it")
         return self
 
+    @property
+    def schema(self) -> dict | bool:
+        return self.json_schema.schema_ if self.json_schema else {"type": "object"}
+
 
 class NamedFunction(Fields):
     name: Name

@@ -24,8 +24,8 @@ from model.config import LMConfig
 from model.engine import Engine, Request
 from model.model import MiniMindLM
 from model.sampling import Sampling
-from serving.grammar import Grammars, answer_grammar, call_schema, content_schema
-from serving.json_schema import plain_schema
+from serving.grammar import Grammars, answer_grammar, call_schema
+from serving.json_schema import Size, plain_schema
 from serving.schema_values import BadSchema
 
 PADDING = 32  # ids of the model that the tokenizer does not know
@@ -126,11 +126,13 @@ def model(tokenizer):
 
 
 def content(tokenizer, schema: object = None, thinks: bool = False) -> str:
-    return answer_grammar(tokenizer, content_schema(schema), None, 1, thinks)
+    plain = plain_schema({"type": "object"} if schema is None else schema, Size())
+    return answer_grammar(tokenizer, plain, None, 1, thinks)
 
 
 def calls(tokenizer, tools: dict, most: int = 3, thinks: bool = False) -> str:
-    schemas = [call_schema(name, schema, i) for i, (name, schema) in enumerate(tools.items())]
+    size = Size()
+    schemas = [call_schema(name, one, size, i) for i, (name, one) in enumerate(tools.items())]
     return answer_grammar(tokenizer, None, schemas, most, thinks)
 
 
@@ -254,7 +256,11 @@ def test_calls_are_those_of_the_chat_format(thinks, model, grammars, tokenizer):
 def test_with_both_an_answer_is_content_or_calls(model, grammars, tokenizer):
     """Tools that may be called beside a response_format: either, never a mixture."""
     grammar = answer_grammar(
-        tokenizer, content_schema(SCHEMAS["optional"]), [call_schema("now", None)], 1, True
+        tokenizer,
+        plain_schema(SCHEMAS["optional"], Size()),
+        [call_schema("now", None, Size())],
+        1,
+        True,
     )
     bias = {tokenizer.control_id("</think>"): 9.0, tokenizer.control_id("<tool_call>"): 2.0}
     some = [request(tokenizer, grammar, seed, 200, logit_bias=bias) for seed in range(24)]
@@ -473,7 +479,7 @@ def test_a_tokenizer_without_control_tokens_is_refused(tokenizer, monkeypatch):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, tiny_tokenizer_dir):
     folder = tiny_folder(
-        tmp_path_factory.mktemp("grammar") / "tiny", tiny_tokenizer_dir, context=2048
+        tmp_path_factory.mktemp("grammar") / "tiny", tiny_tokenizer_dir, context=16384
     )
     with inside(folder) as found:
         yield found
@@ -595,6 +601,11 @@ def one_tool(parameters: dict) -> dict:
     return {"tool_choice": "required", "tools": [tool]}
 
 
+def many_values(number: int) -> dict:
+    parameters = {"properties": {"a": {"enum": list(range(200))}}}
+    return {"type": "function", "function": {"name": f"f{number}", "parameters": parameters}}
+
+
 NAMED = {"type": "function", "function": {"name": "sub"}}
 NOT_DONE = [
     ({"response_format": by_schema({"not": {}})}, "response_format"),
@@ -607,6 +618,7 @@ NOT_DONE = [
     (one_tool({"not": {}}), "tools"),
     (one_tool({"type": "string"}), "tools"),
     ({"tools": TOLD, "parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"tool_choice": "required", "tools": [many_values(i) for i in range(9)]}, "too large"),
 ]
 
 
@@ -633,7 +645,8 @@ def test_a_mask_that_fails_is_an_error_object(server, client, tokenizer, monkeyp
 
 def test_plain_schemas_are_schemas_that_allow_less(tokenizer, grammars):
     """What is left open is closed: bounds of numbers, further properties, the depth of anything."""
-    plain = plain_schema({"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}})
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}}
+    plain = plain_schema(schema, Size())
     first = plain["$defs"]["d0"]
     assert first["additionalProperties"] is False
     assert first["properties"]["a"] == {
