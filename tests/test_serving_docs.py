@@ -238,6 +238,7 @@ def test_the_python_of_the_page_runs(url, capsys):
 def test_the_curl_of_the_page_runs(url):
     """It brings a completion."""
     [command] = re.findall(r"^curl (?:.*\\\n)*.*$", PAGE, re.M)
-    words = shlex.split(command.replace("http://127.0.0.1:8000", url))
+    command = command.replace("\\\n", " ").replace("http://127.0.0.1:8000", url)
+    words = shlex.split(command)
     done = subprocess.run([*words, "--silent"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["usage"]["completion_tokens"] == 64
+    assert 1 <= json.loads(done.stdout)["usage"]["completion_tokens"] <= 64
