@@ -28,9 +28,11 @@ import transformers
 from benchmarks.where_time_goes import name_loops, profile_line, where_time_goes
 from model.config import PRESETS, LMConfig
 from model.decoding_layers import for_decoding
+from model.engine import Engine, Request
 from model.generation import PromptCache, generate, generate_batch
 from model.hf_format import load_model, save_model
 from model.model import MiniMindLM
+from model.sampling import Sampling
 from training.terminal import forgive_encodings
 
 GIB = 2**30
@@ -116,6 +118,27 @@ def ours(model: MiniMindLM, compiled: bool = False) -> Callable[[list[list[int]]
     return run
 
 
+def with_engine(model: MiniMindLM) -> Callable[[list[list[int]], int], None]:
+    """The same through model/engine.py, which evaluation, chat and the server decode with."""
+    engines: dict[int, Engine] = {}
+
+    def run(prompts: list[list[int]], new_tokens: int):
+        rows = len(prompts)
+        if rows not in engines:  # all prompts at once, as the others read them
+            engines[rows] = Engine(model, rows, kept=0, prompt_tokens=1 << 20)
+        engine = engines[rows]
+        engine.forget()
+        greedy = Sampling(temperature=0)
+        requests = [Request(prompt, new_tokens, sampling=greedy) for prompt in prompts]
+        for request in requests:
+            engine.add(request)
+        while engine.has_work:
+            engine.step()
+        assert all(len(request.tokens) == new_tokens for request in requests)
+
+    return run
+
+
 def theirs(model) -> Callable[[list[list[int]], int], None]:
     never = model.config.vocab_size + 1  # an id that ends nothing, since it never comes
 
@@ -147,7 +170,9 @@ def main():
                 continue
             model = load_model(folder, args.device, dtype)
             sizes[name] = weight_bytes(model)
-            variants[f"ours {name}"] = ours(for_decoding(model))
+            fast = for_decoding(model)
+            variants[f"ours {name}"] = ours(fast)
+            variants[f"engine {name}"] = with_engine(fast)
             if args.compile:
                 variants[f"ours {name} compiled"] = ours(for_decoding(model), compiled=True)
             there = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

@@ -50,7 +50,7 @@ def parse_args():
     add("--preset", choices=list(PRESETS), default="base", help="size of the model")
     add("--model", type=Path, default=None, help="a folder or run in place of random weights")
     add("--clients", type=int, default=16, help="clients at a time, beside one")
-    add("--requests", type=int, default=4, help="requests of each client in a round")
+    add("--requests", type=int, default=10, help="requests of each client in a round")
     add("--prompt_tokens", type=int, default=64, help="tokens of a prompt, on average")
     add("--new_tokens", type=int, default=64, help="tokens to write after it, on average")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")

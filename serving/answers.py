@@ -18,6 +18,7 @@ from serving.errors import APIError, error_object
 from serving.protocol import SamplingFields
 from serving.worker import Job, ServedModel
 
+MOST_ENCODERS = 4  # prompts that are made ids at a time: one of 4 MiB takes seconds, and 200 MiB
 SECONDS_TO_READ = 10.0  # of the end of an answer, after the time for it is over
 
 

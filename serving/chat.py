@@ -29,11 +29,13 @@ UNHEARD = {
 def router(worker: Worker, default_tokens: int) -> APIRouter:
     """default_tokens: longest answer where the request does not say."""
     routes = APIRouter()
+    encoders = anyio.CapacityLimiter(answers.MOST_ENCODERS)
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, http: HTTPRequest):
         model = answers.find_model(worker.models, body.model)
-        prompt = await anyio.to_thread.run_sync(prompt_ids, model, body)
+        worker.check_room(body.choices)  # before anything takes long
+        prompt = await anyio.to_thread.run_sync(prompt_ids, model, body, limiter=encoders)
         most = body.most_tokens
         if most is None:
             most = max(1, min(default_tokens, model.context - len(prompt)))
@@ -67,6 +69,7 @@ def prompt_ids(model: ServedModel, body: ChatRequest) -> list[int]:
         messages, _ = check_messages(body.messages, remarks, in_turn=False)
         if unknown := [name for name in remarks.not_used if name not in UNHEARD]:
             raise APIError(400, f"{unknown[0]}: this field is not supported here", "messages")
+        model.check_text(sum(len(message["content"]) for message in messages))
         tools = check_tools(body.tools) if body.tool_choice != "none" else None
         ids, _ = encode_conversation(
             model.tokenizer, messages, tools, add_generation_prompt=True,

@@ -20,11 +20,13 @@ DEFAULT_TOKENS = 16  # OpenAI's
 
 def router(worker: Worker) -> APIRouter:
     routes = APIRouter()
+    encoders = anyio.CapacityLimiter(answers.MOST_ENCODERS)
 
     @routes.post("/v1/completions")
     async def completions(body: CompletionRequest, http: HTTPRequest):
         model = answers.find_model(worker.models, body.model)
-        prompts = await anyio.to_thread.run_sync(prompts_ids, model, body)
+        worker.check_room(len(body.prompts) * body.choices)  # before anything takes long
+        prompts = await anyio.to_thread.run_sync(prompts_ids, model, body, limiter=encoders)
         requests = []
         most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         if most == 0 and not body.echo:
@@ -48,6 +50,7 @@ def prompts_ids(model: ServedModel, body: CompletionRequest) -> list[list[int]]:
     vocabulary, found = model.vocab_size, []
     for prompt in body.prompts:
         if isinstance(prompt, str):
+            model.check_text(len(prompt))
             try:
                 ids = model.tokenizer.encode_text(prompt)
             except ValueError as error:

@@ -43,6 +43,13 @@ class ServedModel:
     is_adapter: bool
     created: int
 
+    def check_text(self, characters: int):
+        """Raises APIError for more than fit, whatever they are: they need not be encoded first."""
+        most = self.context * int(self.tokenizer.token_bytes.max())
+        if characters > most:
+            text = f"the prompt has {characters} characters, more than fit {self.context} tokens"
+            raise APIError(400, text, code="context_length_exceeded")
+
 
 class Job:
     """The requests that belong to one call of a client, and their tokens as they come."""
@@ -135,17 +142,21 @@ class Worker:
         """Sequences that run or wait; not those whose clients have yet to read the end."""
         return sum(job.left for job in self.open)
 
-    def submit(self, model: ServedModel, requests: list[Request]) -> Job:
-        """Have these requests answered. Raises APIError where there is no place, or no longer."""
+    def check_room(self, count: int):
+        """Raises APIError where there is no place for so many sequences, or no longer."""
         headers = {"Retry-After": RETRY_SECONDS}
         if self.closing or not self.alive:
             raise APIError(503, "the server is shutting down", headers=headers)
         most = self.max_running + self.max_waiting
-        if len(requests) > most:  # never to be answered: not to be asked again
-            raise APIError(400, f"{len(requests)} answers are asked for, {most} are the most")
-        if self.sequences + len(requests) > most:
+        if count > most:  # never to be answered: not to be asked again
+            raise APIError(400, f"{count} answers are asked for, {most} are the most")
+        if self.sequences + count > most:
             text = f"the server answers {self.max_running} sequences, and {self.max_waiting} wait"
             raise APIError(429, text, code="rate_limit_exceeded", headers=headers)
+
+    def submit(self, model: ServedModel, requests: list[Request]) -> Job:
+        """Have these requests answered. Raises APIError as `check_room`."""
+        self.check_room(len(requests))
         job = Job(self, model, requests)
         self.open.add(job)
         keyed = [(next(self.keys), request) for request in requests]
