@@ -215,3 +215,10 @@ def test_every_row_of_the_compatibility_table_has_its_test():
         all_slow = "pytestmark = pytest.mark.slow" in text
         is_slow = all_slow or "@pytest.mark.slow" in above
         assert row.endswith("| slow |" if is_slow else "| quick |"), row
+
+
+def test_every_test_that_reliability_names_is_there():
+    """docs/reliability.md names files of tests/, none of which is gone."""
+    named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/reliability.md").read_text()))
+    assert len(named) >= 20
+    assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
