@@ -107,10 +107,12 @@ async function look() {
   isLooking = true;
   let pause = BETWEEN_LOOKS_AT_REST;
   try {
-    if (performance.now() - state.listedAt > BETWEEN_LISTS) await lookAtList();
+    const isDue = performance.now() - state.listedAt > BETWEEN_LISTS;
+    if (isDue || !state.runs.length) await lookAtList();
     const hasMore = await lookAtData();
     const shown = state.runs.filter((run) => state.chosen.has(run.name));
-    if (shown.some((run) => run.state === "running")) pause = BETWEEN_LOOKS;
+    const isWaiting = !state.runs.length || shown.some((run) => run.state === "running");
+    if (isWaiting) pause = BETWEEN_LOOKS;
     const drawing = Math.min(...state.drawings) / SHARE_OF_TIME;
     pause = hasMore ? 0 : Math.min(Math.max(pause, drawing), BETWEEN_LOOKS_AT_REST);
     controls.problem.textContent = "";
