@@ -297,6 +297,7 @@ def test_every_model_has_a_compiled_step_of_its_own():
             assert finish(engine, request) == [alone(model, request)]
 
 
+@pytest.mark.slow
 def test_a_compiled_step_goes_with_its_model():
     engine = compiled_engine(our_model(random_numbers(2, num_hidden_layers=1)))
     finish(engine, Request([1, 2], 3))
