@@ -119,7 +119,11 @@ class Decoding:
         except Exception as error:
             self._lost(name, engine.fail(), error)
             return
-        if drawn:
+        for request in [one.request for one in drawn if one.request.ending == "failed"]:
+            key = self.key_of.pop(request)
+            del self.requests[key]
+            self._send("failed", [key], f"the answer could not go on: {request.failure}")
+        if drawn := [one for one in drawn if one.request in self.key_of]:
             self._tell(name, [self._told(one) for one in drawn])
 
     def _told(self, one: Drawn) -> tuple:

@@ -14,6 +14,7 @@ from model.hf_format import load_model, weights_sha256
 from model.inside import as_numbers, look_inside
 from model.model import MiniMindLM
 from serving.decoding import OpenModel
+from serving.grammar import Grammars
 from serving.worker import ServedModel
 from training.checkpoint import adapter_folder, model_folder
 from training.compute import DTYPES
@@ -74,11 +75,12 @@ def open_models(
             lora.load_adapter(model, adapter, weights_sha256(folder))
         tokens = max_tokens or longest_sequence(model, 2 * rows)
         fast = for_decoding(model, int8)
-        engine = Engine(fast, rows, rows, tokens, compiled=compiled)
+        ends = frozenset(end_ids(tokenizer, folder))
+        grammars = Grammars(tokenizer, ends, model.config.vocab_size)
+        engine = Engine(fast, rows, rows, tokens, compiled=compiled, make_matcher=grammars.matcher)
         engine.warm_up()
         described = ServedModel(
-            name, tokenizer, engine.max_tokens, model.config.vocab_size,
-            frozenset(end_ids(tokenizer, folder)),
+            name, tokenizer, engine.max_tokens, model.config.vocab_size, ends,
             "base" if tokenizer.chat_template is None else "chat", can_think(tokenizer),
             adapter is not None, int((folder / "config.json").stat().st_mtime),
         )  # fmt: skip

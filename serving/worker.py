@@ -12,11 +12,13 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing.connection import Connection
 
 from dataset.tokenizer import Tokenizer
 from model.engine import Drawn, Request
 from serving.errors import APIError
+from serving.grammar import Grammars
 from serving.metrics import Metrics
 
 RETRY_SECONDS = "1"  # what a client that is refused for now is told to wait
@@ -42,6 +44,11 @@ class ServedModel:
     can_think: bool
     is_adapter: bool
     created: int
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """To check the grammars that answers are to follow; the other process has its own."""
+        return Grammars(self.tokenizer, self.ends, self.vocab_size)
 
     def check_text(self, characters: int):
         """Raises APIError for more than fit, whatever they are: they need not be encoded first."""
