@@ -269,8 +269,9 @@ def test_a_crowd_is_answered(folder):
 
 @pytest.mark.slow
 def test_a_large_crowd_is_answered(folder):
-    """200 clients at once, 2,000 requests after 600 to warm up: the same, and memory is flat."""
-    under_load(folder, 200, 600, 2000, 25)
+    """200 clients at once, 2,000 requests: the same, and memory is flat. To warm up: as many, since
+    torch keeps kernels (oneDNN's, 300 MiB in all) for every number of tokens in a step."""
+    under_load(folder, 200, 2000, 2000, 32)
 
 
 @pytest.mark.slow
@@ -288,10 +289,10 @@ def test_prompts_that_are_all_different_take_no_more_memory(folder):
                 body = {"prompt": prompt, "max_tokens": 4}
                 assert client.post(COMPLETIONS, json=body).status_code == 200
 
-        ask(300)
+        ask(1200)  # steps of all sizes have been there
         before = resident(pid)
         ask(1000)
-        assert resident(pid) - before < 15
+        assert resident(pid) - before < 10
 
 
 # Clients that are slow, or go
