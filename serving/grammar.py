@@ -21,6 +21,7 @@ import numpy as np
 
 from dataset.chat_turns import CALL, END_CALL, END_THINK, THINK
 from dataset.tokenizer import Tokenizer
+from model.json_file import shown
 from serving.json_schema import any_object, plain_schema
 from serving.schema_values import BadSchema, short
 
@@ -34,6 +35,7 @@ LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=100_000,
     step_max_items=50_000,
+    max_items_in_row=8_000,
     max_lexer_states=10_000,
     max_grammar_size=100_000,
     verbose_errors=False,
@@ -65,7 +67,10 @@ class GrammarMatcher:
 
     def _raise_error(self):
         if self._matcher.is_error():
-            raise ValueError(self._matcher.get_error().splitlines()[0])
+            message = shown(self._matcher.get_error().partition("\n")[0])
+            if message.startswith("oneOf"):
+                message = "oneOf is supported where the types or constants tell which it is"
+            raise ValueError(message)
 
 
 class Grammars:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
+from collections.abc import Iterator
 from urllib.parse import unquote
 
 from serving.schema_values import (
@@ -36,7 +37,10 @@ from serving.schema_values import (
 
 LARGEST_SCHEMA = 1 << 16  # characters of JSON
 DEEPEST = 32  # levels of schemas in schemas
-MOST_PARTS = 2000  # schemas, properties, values of enums, items that arrays must have or may have
+# of all definitions together: the library goes down from one to the next, on a stack of 8 MiB that
+# 2000 of them fill
+MOST_LEVELS = 400
+MOST_PARTS = 1000  # schemas, properties, values of enums, items that arrays must have or may have
 PARTS_OF_A_PATTERN = 40  # what it costs to compile one
 MOST_ITEMS = 1000
 LEVELS_OF_ANYTHING = 8
@@ -69,9 +73,13 @@ def plain_schema(schema: object, prefix: str = "") -> dict:
     start = reader.reference("")
     while reader.waiting:
         name, found, where = reader.waiting.popleft()
+        reader.deepest = 0
         reader.definitions[name] = reader.read(found, where, 0)
-    if endless := [name for name in reader.definitions if name not in _ending(reader.definitions)]:
-        raise BadSchema(f"{reader.places[endless[0]]}: no value that ends could be its instance")
+        reader.levels += reader.deepest + 1
+        if reader.levels > MOST_LEVELS:
+            raise BadSchema(f"expected at most {MOST_LEVELS} levels in all definitions together")
+    if endless := reader.definitions.keys() - _ending(reader.definitions):
+        raise BadSchema(f"{reader.places[min(endless)]}: no value that ends could be its instance")
     return start | {"$defs": reader.definitions}
 
 
@@ -86,6 +94,8 @@ class _Reader:
     def __init__(self, root: object, prefix: str):
         self.root, self.prefix = root, prefix
         self.parts = 0
+        self.levels = 0
+        self.deepest = 0  # level of the schema that is being read
         self.definitions: dict[str, dict] = {}
         self.places: dict[str, str] = {}  # from names in `definitions` to what a client calls it
         self.waiting: deque[tuple[str, object, str]] = deque()  # referred to, not read yet
@@ -119,6 +129,7 @@ class _Reader:
 
     def read(self, schema: object, where: str, depth: int) -> dict:
         self._count(1, where)
+        self.deepest = max(self.deepest, depth)
         if schema is True:
             return self.anything()
         if not isinstance(schema, dict):
@@ -303,9 +314,29 @@ def _ending(definitions: dict[str, dict]) -> set[str]:
             return all(ends(schema["properties"][name]) for name in schema.get("required", []))
         return True
 
+    users: dict[str, list[str]] = {name: [] for name in definitions}  # that refer to it
+    for name, schema in definitions.items():
+        for used in _references(schema):
+            users[used].append(name)
     known: set[str] = set()
-    while True:
-        more = {name for name in definitions if name not in known and ends(definitions[name])}
-        if not more:
-            return known
-        known |= more
+    waiting = deque(definitions)
+    while waiting:
+        name = waiting.popleft()
+        if name not in known and ends(definitions[name]):
+            known.add(name)
+            waiting += users[name]
+    return known
+
+
+def _references(schema: object) -> Iterator[str]:
+    """The names of the definitions that a plain schema refers to."""
+    if isinstance(schema, dict) and "enum" not in schema:
+        if "$ref" in schema:
+            yield schema["$ref"].removeprefix("#/$defs/")
+        for key in ("anyOf", "oneOf", "prefixItems"):
+            for one in schema.get(key, ()):
+                yield from _references(one)
+        for key in ("items", "additionalProperties"):
+            yield from _references(schema.get(key))
+        for one in schema.get("properties", {}).values():
+            yield from _references(one)
