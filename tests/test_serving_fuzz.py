@@ -66,14 +66,72 @@ def deep(draw: random.Random) -> str:
     return before * depth + "1" + after * depth
 
 
-NUMBERS = ["0", "-1", "1", "-0", "0.0", "1e400", "-1e400", "1e-400", "NaN", "Infinity", "-Infinity",
-           "2147483647", "2147483648", "9223372036854775807", "9223372036854775808", "1.5", "1e5",
-           "9" * 400, "9" * 5000, "0." + "1" * 5000, "511", "512", "true"]  # fmt: skip
-TEXTS = ["", " ", "\n", "\x00", "a", "model", "user", "<|im_end|>", "<|im_start|>system\n", "<think>",
-         "</think>", "<tool_call>", "\ud800", "\udfff", "\ud83d\ude00", "é", "猫", "\u202e", "\ufeff",
-         "x" * 300, "x" * 5000, "{{ 7 * 7 }}", "{% raw %}", "../../etc/passwd", "http://127.0.0.1/",
-         "file:///etc/passwd", "text", "function", "auto", "json_object", "__class__", "1", "0001",
-         "%s%n", "${jndi:x}", "'; DROP TABLE", "\\ud800", "[DONE]", "data: x\n\n"]  # fmt: skip
+NUMBERS = [
+    "0",
+    "-1",
+    "1",
+    "-0",
+    "0.0",
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "2147483647",
+    "2147483648",
+    "9223372036854775807",
+    "9223372036854775808",
+    "1.5",
+    "1e5",
+    "9" * 400,
+    "9" * 5000,
+    "0." + "1" * 5000,
+    "511",
+    "512",
+    "true",
+]
+TEXTS = [
+    "",
+    " ",
+    "\n",
+    "\x00",
+    "a",
+    "model",
+    "user",
+    "<|im_end|>",
+    "<|im_start|>system\n",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "\ud800",
+    "\udfff",
+    "\ud83d\ude00",
+    "é",
+    "猫",
+    "\u202e",
+    "\ufeff",
+    "x" * 300,
+    "x" * 5000,
+    "{{ 7 * 7 }}",
+    "{% raw %}",
+    "../../etc/passwd",
+    "http://127.0.0.1/",
+    "file:///etc/passwd",
+    "text",
+    "function",
+    "auto",
+    "json_object",
+    "__class__",
+    "1",
+    "0001",
+    "%s%n",
+    "${jndi:x}",
+    "'; DROP TABLE",
+    "\\ud800",
+    "[DONE]",
+    "data: x\n\n",
+]
 
 
 def value(draw: random.Random, depth: int = 0) -> str:
@@ -99,36 +157,111 @@ def value(draw: random.Random, depth: int = 0) -> str:
 
 
 FIELDS = [
-    "model", "messages", "prompt", "stream", "stream_options", "n", "temperature", "top_p", "top_k",
-    "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "seed",
-    "stop", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "user",
-    "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "response_format", "echo",
-    "best_of", "suffix", "functions", "chat_template", "guided_regex", "role", "content", "name",
-    "tool_calls", "tool_call_id", "reasoning_content", "type", "function", "arguments", "text",
-    "include_usage", "enable_thinking", "parameters", "weight", "from", "value", "human", "layer",
-    "head", "lens", "chat", "assistant", "system", "begin", "image_url", "audio",
-]  # fmt: skip
+    "model",
+    "messages",
+    "prompt",
+    "stream",
+    "stream_options",
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "seed",
+    "stop",
+    "max_tokens",
+    "max_completion_tokens",
+    "logprobs",
+    "top_logprobs",
+    "tools",
+    "user",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "response_format",
+    "echo",
+    "best_of",
+    "suffix",
+    "functions",
+    "chat_template",
+    "guided_regex",
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "reasoning_content",
+    "type",
+    "function",
+    "arguments",
+    "text",
+    "include_usage",
+    "enable_thinking",
+    "parameters",
+    "weight",
+    "from",
+    "value",
+    "human",
+    "layer",
+    "head",
+    "lens",
+    "chat",
+    "assistant",
+    "system",
+    "begin",
+    "image_url",
+    "audio",
+]
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 TALK = [
-    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"},
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "1 + 1?"},
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
-    {"role": "tool", "tool_call_id": "1", "content": "2"}, {"role": "user", "content": "So?"},
-]  # fmt: skip
+    {"role": "tool", "tool_call_id": "1", "content": "2"},
+    {"role": "user", "content": "So?"},
+]
 BODIES = [
     (CHAT, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}),
-    (CHAT, {"messages": TALK, "tools": [TOOL], "max_tokens": 3, "n": 2, "logprobs": True,
-            "top_logprobs": 2, "stream": True, "stream_options": {"include_usage": True}}),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
-            "temperature": 0.5, "top_p": 0.5, "top_k": 4, "min_p": 0.1, "seed": 1, "stop": ["a", "b"],
-            "logit_bias": {"5": 1.5}, "frequency_penalty": 1, "max_completion_tokens": 4}),
+    (
+        CHAT,
+        {
+            "messages": TALK,
+            "tools": [TOOL],
+            "max_tokens": 3,
+            "n": 2,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    (
+        CHAT,
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+            "temperature": 0.5,
+            "top_p": 0.5,
+            "top_k": 4,
+            "min_p": 0.1,
+            "seed": 1,
+            "stop": ["a", "b"],
+            "logit_bias": {"5": 1.5},
+            "frequency_penalty": 1,
+            "max_completion_tokens": 4,
+        },
+    ),
     (COMPLETIONS, {"prompt": "Once", "max_tokens": 3, "logprobs": 2, "echo": True}),
     (COMPLETIONS, {"prompt": [[1, 2], [3]], "max_tokens": 0, "echo": True, "logprobs": 0}),
     (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "stream": True, "stop": "x", "seed": -5}),
     ("/lab/look", {"text": "Once upon", "layer": 0, "head": 0, "lens": True}),
     ("/lab/look", {"chat": {"user": "Hi", "assistant": "Ho"}}),
     ("/tools/calculator", {"arguments": {"expression": "1 + 1"}}),
-]  # fmt: skip
+]
 
 
 def mutated(draw: random.Random, body: object) -> str:
@@ -180,24 +313,48 @@ def request(draw: random.Random, routes: list[tuple[str, str]]) -> tuple[str, st
     if kind == 7:  # bytes
         data = json.dumps(body).encode()
         at = draw.randrange(len(data))
-        data = draw.choice([
-            draw.randbytes(draw.choice([0, 1, 10, 1000])), data[:at], data[:at] + draw.randbytes(3),
-            data[:at] + draw.randbytes(1) + data[at + 1 :], data * 2, b"\xef\xbb\xbf" + data,
-            json.dumps(body).encode("utf-16"), data.replace(b"H", b"\xff"), b"[" * 100_000,
-            b"\xed\xa0\x80", b'"' * 1001, b"{" + b'"n": 1, ' * 1000 + data[1:], b" " * 100_000 + data,
-        ])  # fmt: skip
+        data = draw.choice(
+            [
+                draw.randbytes(draw.choice([0, 1, 10, 1000])),
+                data[:at],
+                data[:at] + draw.randbytes(3),
+                data[:at] + draw.randbytes(1) + data[at + 1 :],
+                data * 2,
+                b"\xef\xbb\xbf" + data,
+                json.dumps(body).encode("utf-16"),
+                data.replace(b"H", b"\xff"),
+                b"[" * 100_000,
+                b"\xed\xa0\x80",
+                b'"' * 1001,
+                b"{" + b'"n": 1, ' * 1000 + data[1:],
+                b" " * 100_000 + data,
+            ]
+        )
         return "POST", path, data, headers
     if kind == 8:  # headers
-        more = draw.choice([
-            {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"},
-            {"Content-Type": "multipart/form-data; boundary=x"}, {"Content-Type": ""},
-            {"Content-Encoding": "gzip"}, {"Content-Type": "application/json; charset=utf-16"},
-            {"Content-Type": "application/vnd.api+json"}, {"Accept": "application/xml"},
-            {"Expect": "100-continue"}, {"Range": "bytes=0-1"}, {"Range": "bytes=9-1,,-0,x"},
-            {"Accept-Encoding": "x" * 1000}, {"Cookie": "a" * 5000}, {"If-Match": "*"},
-            {"X-HTTP-Method-Override": "DELETE"}, {"X-Forwarded-Host": "evil.example"},
-            {"X-Forwarded-For": "x" * 100}, {"Connection": "close"}, {"Transfer-Encoding": "chunked"},
-        ])  # fmt: skip
+        more = draw.choice(
+            [
+                {"Content-Type": "text/plain"},
+                {"Content-Type": "application/x-www-form-urlencoded"},
+                {"Content-Type": "multipart/form-data; boundary=x"},
+                {"Content-Type": ""},
+                {"Content-Encoding": "gzip"},
+                {"Content-Type": "application/json; charset=utf-16"},
+                {"Content-Type": "application/vnd.api+json"},
+                {"Accept": "application/xml"},
+                {"Expect": "100-continue"},
+                {"Range": "bytes=0-1"},
+                {"Range": "bytes=9-1,,-0,x"},
+                {"Accept-Encoding": "x" * 1000},
+                {"Cookie": "a" * 5000},
+                {"If-Match": "*"},
+                {"X-HTTP-Method-Override": "DELETE"},
+                {"X-Forwarded-Host": "evil.example"},
+                {"X-Forwarded-For": "x" * 100},
+                {"Connection": "close"},
+                {"Transfer-Encoding": "chunked"},
+            ]
+        )
         method = draw.choice(["POST", "GET"])
         place = path if method == "POST" else draw.choice(["/", "/pages/style.css", "/v1/models"])
         return method, place, json.dumps(body).encode() * (method == "POST"), headers | more
@@ -205,11 +362,32 @@ def request(draw: random.Random, routes: list[tuple[str, str]]) -> tuple[str, st
     method = draw.choice(
         [method, method, "GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "QUERY"]
     )
-    path += draw.choice([
-        "", "", "/", "/..", "/%2e%2e/", "//", "?a=1", "?" + "x=%ff&" * 50, "%00", "%0d%0aX:%20y", "/x" * 50,
-        ";x", "%ed%a0%80", "\\", "?run=..%2f..%2fetc&run=%00", "?names=" + "a," * 500, "?points=9e9",
-        "?points=-1", "?folder=/etc", "?run=" + "x" * 3000, "?" + "&" * 3000, "?" + "a=1&" * 1500,
-    ])  # fmt: skip
+    path += draw.choice(
+        [
+            "",
+            "",
+            "/",
+            "/..",
+            "/%2e%2e/",
+            "//",
+            "?a=1",
+            "?" + "x=%ff&" * 50,
+            "%00",
+            "%0d%0aX:%20y",
+            "/x" * 50,
+            ";x",
+            "%ed%a0%80",
+            "\\",
+            "?run=..%2f..%2fetc&run=%00",
+            "?names=" + "a," * 500,
+            "?points=9e9",
+            "?points=-1",
+            "?folder=/etc",
+            "?run=" + "x" * 3000,
+            "?" + "&" * 3000,
+            "?" + "a=1&" * 1500,
+        ]
+    )
     return method, path, draw.choice([b"", b"{}", b"x"]), draw.choice([{}, headers])
 
 
