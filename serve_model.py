@@ -17,16 +17,15 @@ import signal
 import socket
 from pathlib import Path
 
-import torch
 import uvicorn
 
+from serving import decoding
 from serving.app import make_app
 from serving.connection import server_config
 from serving.metrics import Metrics
-from serving.models import adapters_by_name, open_models
+from serving.models import adapters_by_name
 from serving.worker import Worker
 from training import cli
-from training.distributed import init_distributed
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
 SECONDS_TO_TELL = 3.0  # for clients to hear that their answers were cut
@@ -102,6 +101,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         print(self.greeting, flush=True)
 
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or not self.worker.alive
+
     async def shutdown(self, sockets: list[socket.socket] | None = None):
         loop = asyncio.get_running_loop()
         loop.call_later(self.seconds, self.worker.cut)
@@ -137,15 +139,13 @@ def main():
             "--api_key, or --allow_public to do without"
         )
     listening = listen(args.host, args.port)  # before anything takes long
-    ranks = init_distributed(args.device)
-    if args.dtype == "auto":
-        half = ranks.device.type == "cuda" or args.quantize == "int8"
-        args.dtype = "bfloat16" if half else "float32"
-    models = open_models(
-        args.model, adapters_by_name(args.lora), ranks.device, getattr(torch, args.dtype),
-        args.quantize == "int8", args.compile, args.max_concurrency, args.max_context,
-    )  # fmt: skip
-    worker = Worker(models, Metrics(), args.max_concurrency, args.max_queue, args.max_seconds)
+    models, pipe, process = decoding.start({
+        "path": args.model, "adapters": adapters_by_name(args.lora), "device": args.device,
+        "dtype": args.dtype, "int8": args.quantize == "int8", "compiled": args.compile,
+        "rows": args.max_concurrency, "max_tokens": args.max_context,
+    })  # fmt: skip
+    metrics = Metrics()
+    worker = Worker(models, pipe, metrics, args.max_concurrency, args.max_queue, args.max_seconds)
     names = {args.host, socket.gethostname(), *args.allowed_hosts}
     app = make_app(worker, args.runs, args.max_new_tokens, names, api_key)
     host = f"[{args.host}]" if ":" in args.host else args.host
@@ -156,6 +156,8 @@ def main():
     )
     server = Server(app, worker, args.shutdown_seconds, greeting)
     asyncio.run(server.serve(sockets=[listening]))
+    process.join(SECONDS_TO_TELL)
+    return 0 if worker.alive else 1
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ Shapes in this file:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,15 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.generation import (
-    KVCache,
-    compiled_next_logits,
-    device_and_dtype,
-    fix_shapes,
-    room_after,
-)
+from model.compiled_step import compiled_next_logits, fix_shapes
+from model.generation import KVCache, device_and_dtype, room_after
 from model.model import MiniMindLM
-from model.sampling import Draws, Sampler, Sampling
+from model.sampling import Draws, Matcher, Sampler, Sampling
 from model.step_cache import Piece, StepCache
 
 GROWTH = 256  # tokens; rows grow by multiples of it
@@ -56,9 +51,11 @@ class Request:
     prompt_logprobs   … and of the prompt's tokens from the second on
     as_drawn          log-probabilities under the distribution that was drawn from (penalties, bias,
                       temperature; not the filters) in place of the model's own
+    grammar           what the engine's make_matcher is to make a Matcher of: the answer follows it
 
     tokens            the answer so far
-    ending            "stop" (a stop id), "length" or "cancelled"; "" while it goes on
+    ending            "stop" (a stop id), "length", "cancelled" or "failed"; "" while it goes on
+    failure           why it has failed: what its matcher raised
     prompt_tops       with prompt_logprobs, once the prompt was read: a LogProb for each of its
                       tokens but the first
     cached            tokens of the prompt that did not have to be computed
@@ -73,9 +70,11 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     as_drawn: bool = False
+    grammar: str | None = None
 
     tokens: list[int] = field(default_factory=list)
     ending: str = ""
+    failure: str = ""
     prompt_tops: list[LogProb] = field(default_factory=list)
     cached: int = 0
 
@@ -117,15 +116,17 @@ class Engine:
     max_tokens     longest sequence, prompt and answer; None: the model's context
     prompt_tokens  tokens of prompts in one step
     compiled       compile the steps that read no prompt; for a model from `for_decoding`
+    make_matcher   from the grammar of a request to its Matcher; ValueError where it cannot be made
     """
 
     def __init__(
         self, model: MiniMindLM, max_running: int = 16, kept: int = 16,
         max_tokens: int | None = None, prompt_tokens: int = 128, compiled: bool = False,
+        make_matcher: Callable[[str], Matcher] | None = None,
     ):  # fmt: skip
         self.model, self.config = model, model.config
         self.max_running, self.prompt_tokens = max_running, prompt_tokens
-        self.compiled = compiled
+        self.compiled, self.make_matcher = compiled, make_matcher
         self.views: dict[int, tuple[Tensor, KVCache]] = {}  # of the cache, for compiled steps
         context = self.config.max_position_embeddings
         self.max_tokens = min(max_tokens or context, context)
@@ -136,6 +137,7 @@ class Engine:
         self.answering = 0  # n: rows 0 … n-1 draw a token in every step
         self.reading: deque[Row] = deque()  # rows whose prompts are not read yet, in order
         self.waiting: deque[Request] = deque()
+        self.failed: list[Request] = []  # that the next step tells of
         self.steps = 0
         self.sampler: Sampler | None = None  # of the rows being answered; None: they have changed
 
@@ -149,7 +151,12 @@ class Engine:
         return bool(self.running or self.waiting)
 
     def add(self, request: Request):
-        """Put a request in the queue. Raises ValueError for a prompt that is empty or too long."""
+        """Put a request in the queue. Raises ValueError for a prompt that is empty or too long.
+
+        A grammar that its matcher cannot be made of is told by a step: the request has failed.
+        """
+        if request.grammar is not None and self.make_matcher is None:
+            raise ValueError("this engine was not told how to make matchers of grammars")
         room = min(room_after(self.model, request.prompt), self.max_tokens - len(request.prompt))
         if room < 1:
             raise ValueError(
@@ -171,13 +178,15 @@ class Engine:
 
     def fail(self) -> list[Request]:
         """After a step that raised: drop everything, and say which requests are lost."""
-        lost = [row.request for row in self.rows if row.request] + [*self.waiting]
+        lost = [row.request for row in self.rows if row.request] + [*self.waiting, *self.failed]
+        lost = list(dict.fromkeys(lost))
         for request in lost:
             request.ending = "cancelled"
         self.rows = [Row() for _ in self.rows]
         self.answering, self.sampler = 0, None
         self.reading.clear()
         self.waiting.clear()
+        self.failed.clear()
         return lost
 
     def forget(self):
@@ -212,6 +221,13 @@ class Engine:
     def step(self) -> list[Drawn]:
         """One more token of every request that can have one."""
         self._admit()
+        return self._step() + self._tell_failures()
+
+    def _tell_failures(self) -> list[Drawn]:
+        failed, self.failed = self.failed, []
+        return [Drawn(request, None, None, True) for request in failed]
+
+    def _step(self) -> list[Drawn]:
         pieces, n = self._next_pieces(), self.answering
         if n == 0 and not pieces:
             return []
@@ -275,9 +291,9 @@ class Engine:
             view = KVCache.over(self.cache[:, :, :count])
             fix_shapes(view, ends)
             self.views[count] = self.cache, view
-        view.lengths = ends
-        if self.device.type != "cuda":
+        elif self.device.type != "cuda":
             view.slots = torch.arange(int(lengths.max()) + 1)
+        view.lengths = ends
         return compiled_next_logits(self.model)(self.model, tokens, view)[:n]
 
     def _draw(self, logits: Tensor) -> list[Drawn]:
@@ -285,6 +301,8 @@ class Engine:
         rows = self.rows[: self.answering]
         if self.sampler is None:
             self.sampler = Sampler([row.draws for row in rows], self.device)
+        for row in rows:
+            self._trying(row.request, row.draws.look_ahead)
         asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
         as_drawn = [i for i in asked if rows[i].request.as_drawn]
         told = {i: logits[i] for i in asked}
@@ -296,6 +314,10 @@ class Engine:
         tokens = self.sampler.next(logits)
         for i, (row, token) in enumerate(zip(rows, tokens)):
             request = row.request
+            if row.draws.matcher is not None and not request.ending:
+                self._trying(request, row.draws.matcher.accept, token)
+            if request.ending:  # its matcher raised: the draw means nothing
+                continue
             if len(request.tokens) == request.max_new_tokens:  # 0: only the prompt was asked for
                 request.ending = "length"
                 drawn.append(Drawn(request, None, None, True))
@@ -314,6 +336,17 @@ class Engine:
         for row in [row for row in rows if row.request.ending]:
             self._release(row)
         return drawn
+
+    def _trying(self, request: Request, ask: Callable, *arguments):
+        """ask(*arguments), of a matcher or its maker; where that raises, the request has failed.
+
+        The others know nothing of it.
+        """
+        try:
+            return ask(*arguments)
+        except Exception as error:
+            request.ending, request.failure = "failed", str(error) or type(error).__name__
+            self.failed.append(request)
 
     def _look_at_prompt(self, row: Row, piece: Piece, logits: Tensor):
         """Log-probabilities of the prompt's tokens that follow those of a piece."""
@@ -344,6 +377,11 @@ class Engine:
             if soon - known > WORTH_WAITING:
                 return
             self.waiting.popleft()
+            matcher = None
+            if request.grammar is not None:
+                matcher = self._trying(request, self.make_matcher, request.grammar)
+            if request.ending:
+                continue
             source = self.rows[origin]
             if known and source.request is None and known == source.length:
                 row = source  # nothing of it is lost
@@ -359,7 +397,7 @@ class Engine:
             request.cached = known
             row.draws = Draws(
                 request.sampling, request.prompt, request.seed, request.number,
-                self.config.vocab_size, self.device,
+                self.config.vocab_size, self.device, matcher,
             )  # fmt: skip
             self.reading.append(row)
 

@@ -14,7 +14,9 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,16 +95,38 @@ class Said:
         return logits - s.presence_penalty * (self.counts > 0) + self.bias
 
 
+class Matcher(Protocol):
+    """What may be said next, by rules that only whoever made it knows. It may raise ValueError."""
+
+    def allowed(self) -> np.ndarray:
+        """Which ids may come next: bool [V], at least one of them."""
+
+    def accept(self, token: int):
+        """This one came."""
+
+
 class Draws:
-    """What the draws of one sequence depend on: its settings, its numbers, what it has said."""
+    """What the draws of one sequence depend on: its settings, its numbers, what it has said.
+
+    matcher  rules for what it may say, or None
+    allowed  bool [V]: the ids that may come next, or None: all of them
+    """
 
     def __init__(
         self, sampling: Sampling, prompt: Iterable[int], seed: int | None, number: int,
-        vocab_size: int, device,
+        vocab_size: int, device, matcher: Matcher | None = None,
     ):  # fmt: skip
         self.sampling = sampling
         self.uniforms = uniforms(seed, number)
         self.said = Said(sampling, prompt, vocab_size, device) if sampling.looks_back else None
+        self.matcher = matcher
+        self.allowed: Tensor | None = None
+        self._device = device
+
+    def look_ahead(self):
+        """Ask the matcher what may come next."""
+        if self.matcher is not None:
+            self.allowed = torch.from_numpy(self.matcher.allowed()).to(self._device)
 
 
 class Sampler:
@@ -134,13 +158,24 @@ class Sampler:
         }
 
     def penalised(self, logits: Tensor) -> Tensor:
-        """Logits float32 [B, V] of the model with each row's penalties and bias."""
+        """Logits float32 [B, V] of the model with each row's penalties and bias.
+
+        -inf for what a row may not say next.
+        """
         logits = logits.float()
-        backward = [i for i, draws in enumerate(self.draws) if draws.said is not None]
-        if backward:
+        changed = [
+            i
+            for i, draws in enumerate(self.draws)
+            if draws.said is not None or draws.allowed is not None
+        ]
+        if changed:
             logits = logits.clone()
-        for i in backward:
-            logits[i] = self.draws[i].said.penalise(logits[i])
+        for i in changed:
+            draws = self.draws[i]
+            if draws.said is not None:
+                logits[i] = draws.said.penalise(logits[i])
+            if draws.allowed is not None:
+                logits[i].masked_fill_(~draws.allowed, -math.inf)
         return logits
 
     def next(self, logits: Tensor) -> list[int]:
@@ -227,6 +262,7 @@ def candidates(
     dropped |= (top_p < 1) & (probs.cumsum(-1) - probs >= top_p)  # what stands before reaches p
     dropped |= ordered < ordered[:, :1] + min_p.log()
     is_enough = dropped[:, -1] & ((limit < k) | (limit == V))[:, 0] | (k == V)
+    is_enough |= ordered[:, -1].isneginf()  # a matcher has ruled out all others
     dropped[:, 0] = False
     return ordered.masked_fill(dropped, -math.inf), ids, is_enough
 

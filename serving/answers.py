@@ -65,7 +65,7 @@ def engine_requests(
             "max_tokens",
             "context_length_exceeded",
         )
-    vocabulary = model.engine.config.vocab_size
+    vocabulary = model.vocab_size
     sampling = body.sampling()
     for id in sampling.logit_bias:
         if id >= vocabulary:

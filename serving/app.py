@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,7 +57,8 @@ def make_app(
     )
     app.include_router(chat.router(worker, default_tokens))
     app.include_router(completions.router(worker))
-    app.include_router(lab.router(worker.models))
+    looked_at = {name: LookedAt(worker, model) for name, model in worker.models.items()}
+    app.include_router(lab.router(looked_at))
     app.include_router(runs.router(out_dir))
     app.include_router(tools.router())
     _add_small_routes(app, worker)
@@ -68,6 +70,19 @@ def make_app(
     app.add_middleware(Guard, names=names, api_key=api_key)
     app.add_middleware(Counted, metrics=worker.metrics)
     return app
+
+
+class LookedAt:
+    """A model as serving/lab.py wants it."""
+
+    def __init__(self, worker: Worker, model: ServedModel):
+        self.worker, self.model = worker, model
+        self.tokenizer, self.context = model.tokenizer, model.context
+
+    def look(self, ids: list[int], layer: int | None, head: int | None, lens: bool) -> dict:
+        """Called in a thread beside the event loop."""
+        look = self.worker.look(self.model.name, ids, layer, head, lens)
+        return asyncio.run_coroutine_threadsafe(look, self.worker.loop).result()
 
 
 class Counted:
@@ -92,7 +107,7 @@ class Counted:
 def _add_small_routes(app: FastAPI, worker: Worker):
     @app.get("/health")
     async def health() -> Response:
-        status = 503 if worker.closing or not worker.thread.is_alive() else 200
+        status = 503 if worker.closing or not worker.alive else 200
         return JSONResponse({"status": "ok" if status == 200 else "closing"}, status)
 
     @app.get("/metrics")

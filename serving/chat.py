@@ -16,7 +16,9 @@ from model.engine import Drawn, LogProb, Request
 from serving import answers
 from serving.answer import AnswerStream, Delta
 from serving.errors import APIError
-from serving.protocol import ChatRequest
+from serving.grammar import MOST_CALLS, answer_grammar, call_schema, content_schema
+from serving.protocol import ChatRequest, NamedTool
+from serving.schema_values import BadSchema
 from serving.worker import Job, ServedModel, Worker
 
 # fields of messages that say nothing to a model
@@ -36,14 +38,18 @@ def router(worker: Worker, default_tokens: int) -> APIRouter:
         model = answers.find_model(worker.models, body.model)
         worker.check_room(body.choices)  # before anything takes long
         prompt = await anyio.to_thread.run_sync(prompt_ids, model, body, limiter=encoders)
+        grammar = None
+        if body.must_call or body.wants_json:
+            grammar = await anyio.to_thread.run_sync(checked_grammar, model, body, limiter=encoders)
         most = body.most_tokens
         if most is None:
             most = max(1, min(default_tokens, model.context - len(prompt)))
         requests = answers.engine_requests(model, prompt, body, most, body.told_logprobs)
+        for request in requests:
+            request.grammar = grammar
         job = worker.submit(model, requests)
-        tools = bool(body.tools) and body.tool_choice != "none"
         choices = [
-            Choice(model, request, index, body.stops, tools)
+            Choice(model, request, index, body.stops, body.may_call)
             for index, request in enumerate(requests)
         ]
         if body.stream:
@@ -80,6 +86,44 @@ def prompt_ids(model: ServedModel, body: ChatRequest) -> list[int]:
     except ValueError as error:  # what the template has no place for
         raise APIError(400, f"messages: {error}", "messages") from None
     return ids
+
+
+def checked_grammar(model: ServedModel, body: ChatRequest) -> str:
+    """What an answer follows that has to be JSON or calls. APIError for what it cannot follow."""
+    content, calls, field = None, None, "response_format"
+    try:
+        if body.wants_json and not body.must_call:
+            named = body.response_format.json_schema
+            content = content_schema(None if named is None else named.schema_)
+        if body.may_call:
+            field = "tools"
+            calls = call_schemas(body)
+        one = body.parallel_tool_calls is False or isinstance(body.tool_choice, NamedTool)
+        grammar = answer_grammar(
+            model.tokenizer, content, calls, 1 if one else MOST_CALLS, bool(body.thinking)
+        )
+        model.grammars.check(grammar)
+    except ValueError as error:
+        raise APIError(400, f"{field}: {error}", field) from None
+    return grammar
+
+
+def call_schemas(body: ChatRequest) -> list[dict]:
+    """A schema for every tool that may be called."""
+    functions = [tool.get("function", tool) for tool in body.tools]
+    for function in functions:
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadSchema("expected a function with a name for every tool")
+    if isinstance(body.tool_choice, NamedTool):
+        name = body.tool_choice.function.name
+        functions = [function for function in functions if function["name"] == name]
+        if not functions:
+            text = f"tool_choice: none of the tools has the name {name!r}"
+            raise APIError(400, text, "tool_choice")
+    return [
+        call_schema(function["name"], function.get("parameters"), number)
+        for number, function in enumerate(functions)
+    ]
 
 
 class Choice:

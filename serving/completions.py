@@ -47,7 +47,7 @@ def router(worker: Worker) -> APIRouter:
 
 def prompts_ids(model: ServedModel, body: CompletionRequest) -> list[list[int]]:
     """Each prompt as ids. Text never becomes a control token; ids are taken as they are."""
-    vocabulary, found = model.engine.config.vocab_size, []
+    vocabulary, found = model.vocab_size, []
     for prompt in body.prompts:
         if isinstance(prompt, str):
             model.check_text(len(prompt))

@@ -50,6 +50,6 @@ class Metrics:
 
     def text(self, worker) -> bytes:
         self.sequences.set(worker.sequences)
-        for model in worker.models.values():
-            self.rows.labels(model.name).set(model.engine.running)
+        for name, count in worker.rows.items():
+            self.rows.labels(name).set(count)
         return generate_latest(self.registry)

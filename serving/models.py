@@ -13,8 +13,12 @@ from model.engine import Engine
 from model.hf_format import load_model, weights_sha256
 from model.inside import as_numbers, look_inside
 from model.model import MiniMindLM
+from serving.decoding import OpenModel
+from serving.grammar import Grammars
 from serving.worker import ServedModel
 from training.checkpoint import adapter_folder, model_folder
+from training.compute import DTYPES
+from training.distributed import init_distributed
 
 MOST_CACHE = 4 << 30  # bytes of keys and values that all rows of one model may take
 
@@ -39,13 +43,14 @@ def adapters_by_name(given: list[str]) -> dict[str, Path]:
 
 
 def open_models(
-    path: Path, adapters: dict[str, Path], device, dtype, int8: bool, compiled: bool, rows: int,
-    max_tokens: int | None,
-) -> dict[str, ServedModel]:  # fmt: skip
+    path: Path, adapters: dict[str, Path], device: str, dtype: str, int8: bool, compiled: bool,
+    rows: int, max_tokens: int | None,
+) -> dict[str, OpenModel]:  # fmt: skip
     """The model, and the model with each adapter merged into weights of its own, by name.
 
-    rows        sequences decoded at a time; the cache keeps as many more
-    max_tokens  longest sequence; None: the context, or what MOST_CACHE has room for
+    device, dtype  as in the flags: "auto", "cpu", …; "auto", "bfloat16", …
+    rows           sequences decoded at a time; the cache keeps as many more
+    max_tokens     longest sequence; None: the context, or what MOST_CACHE has room for
 
     Raises ValueError, naming the flag, for what cannot be opened.
     """
@@ -53,9 +58,12 @@ def open_models(
     own = own_name(path)
     if own in adapters:
         raise ValueError(f"--lora {own}=…: the model has this name, too")
+    on = init_distributed(device).device
+    if dtype == "auto":
+        dtype = "bfloat16" if on.type == "cuda" or int8 else "float32"
     models = {}
     for name, adapter in {own: None, **adapters}.items():
-        model = load_model(folder, device, dtype)
+        model = load_model(folder, on, DTYPES[dtype])
         has_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
         tokenizer = load_tokenizer(adapter if has_tokenizer else folder)
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -67,14 +75,16 @@ def open_models(
             lora.load_adapter(model, adapter, weights_sha256(folder))
         tokens = max_tokens or longest_sequence(model, 2 * rows)
         fast = for_decoding(model, int8)
-        engine = Engine(fast, rows, rows, tokens, compiled=compiled)
+        ends = frozenset(end_ids(tokenizer, folder))
+        grammars = Grammars(tokenizer, ends, model.config.vocab_size)
+        engine = Engine(fast, rows, rows, tokens, compiled=compiled, make_matcher=grammars.matcher)
         engine.warm_up()
-        models[name] = ServedModel(
-            name, tokenizer, engine,
-            frozenset(end_ids(tokenizer, folder)),
+        described = ServedModel(
+            name, tokenizer, engine.max_tokens, model.config.vocab_size, ends,
             "base" if tokenizer.chat_template is None else "chat", can_think(tokenizer),
-            adapter is not None, int((folder / "config.json").stat().st_mtime), partial(look, fast),
+            adapter is not None, int((folder / "config.json").stat().st_mtime),
         )  # fmt: skip
+        models[name] = OpenModel(described, engine, partial(look, fast))
     return models
 
 

@@ -140,8 +140,24 @@ class TemplateFields(Fields):
     enable_thinking: bool | None = None
 
 
+class NamedSchema(Fields):
+    """strict is what is done anyway."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: Annotated[str, Field(max_length=4096)] | None = None
+    schema_: Annotated[dict[str, Any] | bool, Field(alias="schema")] = True
+    strict: bool | None = None
+
+
 class ResponseFormat(Fields):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self):
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema belongs to the type json_schema, and this to it")
+        return self
 
 
 class NamedFunction(Fields):
@@ -161,8 +177,8 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=MOST_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateFields | None = None
     response_format: ResponseFormat | None = None
 
@@ -175,7 +191,26 @@ class ChatRequest(SamplingFields):
             raise ValueError("max_tokens and max_completion_tokens are given, and they differ")
         if self.max_tokens == 0:
             raise ValueError("max_tokens: an answer has at least one token")
+        if self.must_call and not self.tools:
+            raise ValueError("tool_choice: there are no tools to choose from")
+        if self.parallel_tool_calls is False and not self.must_call:
+            raise ValueError("parallel_tool_calls: false is supported where tool_choice asks for a "
+                             "call")  # fmt: skip
+        if self.wants_json and self.stops:
+            raise ValueError("stop: with response_format it could end the JSON in the middle")
         return self
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def may_call(self) -> bool:
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def wants_json(self) -> bool:
+        return self.response_format is not None and self.response_format.type != "text"
 
     @property
     def most_tokens(self) -> int | None:

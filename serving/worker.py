@@ -1,23 +1,24 @@
-"""The thread that decodes, and what the routes wait for.
+"""What the routes wait for: requests are decoded in a process of its own (serving/decoding.py).
 
-One thread steps the engines of all models in turn; the routes run in the event loop. What passes
-between them: requests and cancellations one way, all tokens of a step in one message the other.
+Two processes, since Python runs one thread at a time: while one writes the tokens of a step to many
+clients, the other computes the next. Requests and cancellations go one way through a pipe, all
+tokens of a step the other way in one message.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import queue
-import threading
+import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing.connection import Connection
 
 from dataset.tokenizer import Tokenizer
-from model.engine import Drawn, Engine, Request
+from model.engine import Drawn, Request
 from serving.errors import APIError
+from serving.grammar import Grammars
 from serving.metrics import Metrics
 
 RETRY_SECONDS = "1"  # what a client that is refused for now is told to wait
@@ -27,25 +28,27 @@ RETRY_SECONDS = "1"  # what a client that is refused for now is told to wait
 class ServedModel:
     """One name that requests may ask for.
 
-    ends     ids at which an answer ends
-    kind     "chat" or "base" (it has no chat template)
-    created  when its weights were written, in seconds since 1970
-    look     what model/inside.py sees, as serving/lab.py asks for it
+    context     longest prompt and answer together, in tokens
+    vocab_size  ids that the model knows
+    ends        ids at which an answer ends
+    kind        "chat" or "base" (it has no chat template)
+    created     when its weights were written, in seconds since 1970
     """
 
     name: str
     tokenizer: Tokenizer
-    engine: Engine
+    context: int
+    vocab_size: int
     ends: frozenset[int]
     kind: str
     can_think: bool
     is_adapter: bool
     created: int
-    look: Callable[[list[int], int | None, int | None, bool], dict]
 
-    @property
-    def context(self) -> int:
-        return self.engine.max_tokens
+    @cached_property
+    def grammars(self) -> Grammars:
+        """To check the grammars that answers are to follow; the other process has its own."""
+        return Grammars(self.tokenizer, self.ends, self.vocab_size)
 
     def check_text(self, characters: int):
         """Raises APIError for more than fit, whatever they are: they need not be encoded first."""
@@ -106,34 +109,40 @@ class Job:
 
 @dataclass
 class Worker:
-    """Steps the engines in a thread of its own.
+    """Passes requests to the process that decodes, and its tokens to those who wait for them.
 
-    max_running  sequences decoded at a time, over all models
+    pipe         to that process
+    max_running  sequences decoded at a time, of each model
     max_waiting  more that may wait for a place; beyond these, 429
     max_seconds  longest that one answer may take, waiting included
+    alive        whether the process still answers
     """
 
     models: dict[str, ServedModel]
+    pipe: Connection
     metrics: Metrics
     max_running: int
     max_waiting: int
     max_seconds: float
     closing: bool = False
-    jobs: dict[Request, Job] = field(default_factory=dict)
+    alive: bool = True
+    open: set[Job] = field(default_factory=set)
 
     def __post_init__(self):
-        self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name="decoding", daemon=True)
-        self.open: set[Job] = set()
+        self.keys = itertools.count()
+        self.key_of: dict[Request, int] = {}  # of the requests that have not ended
+        self.waiting: dict[int, tuple[Job, Request]] = {}  # by key
+        self.looks: dict[int, asyncio.Future] = {}  # by key
+        self.rows = dict.fromkeys(self.models, 0)  # of each model's cache that are in use
 
     def start(self):
         self.loop = asyncio.get_running_loop()
-        self.thread.start()
+        self.loop.add_reader(self.pipe.fileno(), self._read)
 
     def stop(self):
-        """End the thread, after its present step."""
-        self.inbox.put(None)
-        self.thread.join(timeout=60)
+        """The process ends after its present step."""
+        self.loop.remove_reader(self.pipe.fileno())
+        self._send(None)
 
     @property
     def sequences(self) -> int:
@@ -143,7 +152,7 @@ class Worker:
     def check_room(self, count: int):
         """Raises APIError where there is no place for so many sequences, or no longer."""
         headers = {"Retry-After": RETRY_SECONDS}
-        if self.closing:
+        if self.closing or not self.alive:
             raise APIError(503, "the server is shutting down", headers=headers)
         most = self.max_running + self.max_waiting
         if count > most:  # never to be answered: not to be asked again
@@ -157,15 +166,18 @@ class Worker:
         self.check_room(len(requests))
         job = Job(self, model, requests)
         self.open.add(job)
-        for request in requests:
-            self.jobs[request] = job
-        self.inbox.put(lambda: self._add(job))
+        keyed = [(next(self.keys), request) for request in requests]
+        for key, request in keyed:
+            self.key_of[request] = key
+            self.waiting[key] = job, request
+        self._send(("add", model.name, keyed))
         return job
 
     def cancel(self, request: Request):
-        job = self.jobs.pop(request, None)
-        if job is not None:
-            self.inbox.put(lambda: job.model.engine.cancel(request))
+        key = self.key_of.pop(request, None)
+        if key is not None:
+            job, _ = self.waiting.pop(key)
+            self._send(("cancel", job.model.name, key))
 
     def cut(self):
         """The time after SIGTERM is over: what still runs ends as it is."""
@@ -173,75 +185,74 @@ class Worker:
             job.fail(APIError(503, "the server is shutting down, the answer was cut"))
 
     def closed(self, job: Job):
-        for request in job.requests:
-            self.jobs.pop(request, None)
         if job in self.open:
             self.open.remove(job)
             self.metrics.count(job)
 
-    def _run(self):
-        while True:
-            if not self._take_inbox():
-                return
-            for model in self.models.values():
-                if model.engine.has_work:
-                    self._step(model)
-
-    def _take_inbox(self) -> bool:
-        """Do what was asked for; wait for it where there is nothing else. False: stop."""
-        idle = not any(model.engine.has_work for model in self.models.values())
-        while idle or not self.inbox.empty():
-            command = self.inbox.get()
-            if command is None:
-                return False
-            command()
-            idle = False
-        return True
-
-    def _add(self, job: Job):
-        engine = job.model.engine
+    async def look(self, model: str, *arguments) -> dict:
+        """What model/inside.py sees of a text. Raises ValueError for what it refuses."""
+        if not self.alive:
+            raise APIError(503, "the server is shutting down")
+        key, future = next(self.keys), self.loop.create_future()
+        self.looks[key] = future
+        self._send(("look", model, key, arguments))
         try:
-            for request in job.requests:
-                engine.add(request)
-        except Exception as error:
-            for request in job.requests:
-                engine.cancel(request)
-            self._lost(job.model, job.requests, error)
+            return await future
+        finally:
+            self.looks.pop(key, None)
 
-    def _step(self, model: ServedModel):
+    def _send(self, message):
         try:
-            drawn = model.engine.step()
-        except Exception as error:
-            self._lost(model, model.engine.fail(), error)
-            return
-        if drawn:
-            self._tell(self._deliver, drawn)
+            self.pipe.send(message)
+        except OSError:
+            self._lost()
 
-    def _lost(self, model: ServedModel, requests: list[Request], error: Exception):
-        logging.error("%s could not go on", model.name, exc_info=error)
-        failure = APIError(500, f"the model could not go on ({type(error).__name__})")
-        self._tell(self._fail, requests, failure)
+    def _read(self):
+        """All that the process has said by now."""
+        try:
+            while self.pipe.poll():
+                kind, *content = self.pipe.recv()
+                getattr(self, f"_{kind}")(*content)
+        except (EOFError, OSError):
+            self._lost()
 
-    def _tell(self, call: Callable, *arguments):
-        """Have the event loop do this, if there still is one: SIGTERM twice leaves at once."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(call, *arguments)
+    def _lost(self):
+        """The process has ended: nothing more comes."""
+        if self.alive:
+            self.alive = False
+            self.loop.remove_reader(self.pipe.fileno())
+            self._failed([*self.waiting], "the process that decodes has ended")
+            for future in self.looks.values():
+                future.set_exception(APIError(503, "the process that decodes has ended"))
 
-    def _deliver(self, drawn: list[Drawn]):
-        for one in drawn:
-            job = self.jobs.get(one.request)
-            if job is None:  # it was cancelled meanwhile
+    def _drawn(self, model: str, rows: int, told: list[tuple]):
+        """Tokens of a step; rows: of the model's cache that are in use."""
+        self.rows[model] = rows
+        for key, token, logprob, ending, of_prompt in told:
+            if key not in self.waiting:  # it was cancelled meanwhile
                 continue
+            job, request = self.waiting[key]
+            if of_prompt is not None:
+                request.cached, request.prompt_tops = of_prompt
+            if token is not None:
+                request.tokens.append(token)
+            if ending:
+                request.ending = ending
+                job.left -= 1
+                del self.waiting[key], self.key_of[request]
             if job.first_token is None:
                 job.first_token = time.perf_counter() - job.begun
-            job.news.append(one)
-            if one.last:
-                job.left -= 1
-                del self.jobs[one.request]
+            job.news.append(Drawn(request, token, logprob, bool(ending)))
             job.changed.set()
 
-    def _fail(self, lost: list[Request], failure: APIError):
-        for request in lost:
-            job = self.jobs.pop(request, None)
-            if job is not None:
-                job.fail(failure)
+    def _failed(self, keys: list[int], message: str):
+        for key in keys:
+            if key in self.waiting:
+                job, request = self.waiting.pop(key)
+                del self.key_of[request]
+                job.fail(APIError(500, message))
+
+    def _looked(self, key: int, found: dict | None, error: Exception | None):
+        future = self.looks.get(key)
+        if future is not None and not future.done():
+            future.set_exception(error) if error else future.set_result(found)

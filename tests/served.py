@@ -6,6 +6,7 @@
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import re
 import selectors
@@ -30,6 +31,7 @@ from dataset.tokenizer import load_tokenizer
 from serve_model import listen
 from serving.app import make_app
 from serving.connection import server_config
+from serving.decoding import Decoding, OpenModel
 from serving.metrics import Metrics
 from serving.models import end_ids, open_models
 from serving.worker import Worker
@@ -43,6 +45,7 @@ class Inside(NamedTuple):
     url: str
     app: FastAPI
     worker: Worker
+    models: dict[str, OpenModel]
 
 
 def tiny_folder(folder: Path, tokenizer_folder: Path, seed: int = 0, context: int = 512) -> Path:
@@ -113,11 +116,12 @@ def inside(
     seconds: float = 60.0, default_tokens: int = 64, names: set[str] = frozenset(),
     adapters: dict | None = None,
 ) -> Iterator[Inside]:  # fmt: skip
-    """The application in a thread of this process."""
-    models = open_models(
-        folder, adapters or {}, torch.device("cpu"), torch.float32, False, False, rows, None
-    )
-    worker = Worker(models, Metrics(), rows, waiting, seconds)
+    """The application in a thread of this process, and what decodes in another."""
+    models = open_models(folder, adapters or {}, "cpu", "float32", False, False, rows, None)
+    ours, theirs = multiprocessing.Pipe()
+    threading.Thread(target=Decoding(models, theirs).run, daemon=True).start()
+    described = {name: model.described for name, model in models.items()}
+    worker = Worker(described, ours, Metrics(), rows, waiting, seconds)
     app = make_app(worker, folder / "no_runs", default_tokens, names, api_key)
     listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, 5))
@@ -125,7 +129,7 @@ def inside(
     thread.start()
     try:
         wait_for(lambda: server.started, 30)
-        yield Inside(f"http://127.0.0.1:{listening.getsockname()[1]}", app, worker)
+        yield Inside(f"http://127.0.0.1:{listening.getsockname()[1]}", app, worker, models)
     finally:
         server.should_exit = True
         thread.join(timeout=30)

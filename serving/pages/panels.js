@@ -101,15 +101,16 @@ function base(field) {
 }
 
 /**
- * The charts for the numbers that some runs have: [{ id, title, hint, heading, fields }], in the order
- * of the page. A number that nobody has told this page of gets a chart of its own.
+ * The charts for the numbers that some runs have: [{ id, title, hint, heading, fields }], in the
+ * order of the page. A number that nobody has told this page of gets a chart of its own.
  */
 export function panelsFor(fields) {
   const left = new Set(fields);
   const panels = [];
   for (const [id, title, hint, heading, names] of PANELS) {
     const own = [...left].filter((field) => names.includes(base(field)));
-    own.sort((a, b) => isHeldOut(a) - isHeldOut(b) || names.indexOf(base(a)) - names.indexOf(base(b)));
+    const place = (field) => (isHeldOut(field) ? names.length : 0) + names.indexOf(base(field));
+    own.sort((a, b) => place(a) - place(b));
     own.forEach((field) => left.delete(field));
     if (!own.length) continue;
     panels.push({ id, title: title(), hint: hint(), heading: heading(), fields: own });
