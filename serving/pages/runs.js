@@ -4,7 +4,7 @@ import { axisOf } from "./axes.js";
 import { Chart } from "./chart.js";
 import { ask, drawBar, element, store, stored, t } from "./common.js";
 import { Flags, Samples } from "./comparison.js";
-import { isDashed, isHeldOut, kindOf, panelsFor } from "./panels.js";
+import { isDashed, isHeldOut, kindOf, legendOf, panelsFor } from "./panels.js";
 import { RunList } from "./run_list.js";
 import { RunData } from "./series.js";
 
@@ -316,6 +316,7 @@ function drawCharts(shown) {
   for (const panel of panels) {
     charts.get(panel.id).show({
       lines: linesOf(panel, shown, view),
+      legend: legendOf(panel.fields),
       view,
       axis,
       log: stored(`runs.log.${panel.id}`) === "yes",
