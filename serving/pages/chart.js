@@ -16,6 +16,7 @@ const MOST_VALUES = 4; // last values in the caption
 /**
  * What a chart shows is a picture:
  *   lines    [{ run, color, field, kind, heldOut, dashed, x, y, low, high }], x rising
+ *   legend   [{ text, heldOut, dashed }], what tells the lines of one run apart
  *   view     [low, high] of x
  *   axis     { name, format(x), ticks(low, high, count) } of x
  *   log      whether y is logarithmic
@@ -77,9 +78,8 @@ export class Chart {
     const written = JSON.stringify([words, colors, this.picture.axis.name]);
     if (written === this.written) return; // touching the page makes the browser lay it out again
     this.written = written;
-    const kinds = new Map(lines.filter((line) => line.kind).map((line) => [line.kind, line]));
     this.legend.replaceChildren(
-      ...[...kinds].flatMap(([kind, line]) => [keyOf(line, null), `${kind} `]),
+      ...this.picture.legend.map((kind) => element("span", {}, keyOf(kind, null), kind.text)),
     );
     this.axisName.textContent = this.picture.axis.name;
     const last = lines.slice(0, MOST_VALUES).map((line) => {
@@ -222,16 +222,21 @@ export class Chart {
     paint.stroke();
   }
 
-  /** Where a point stands for several lines of the file: all that they cover, a bar for each. */
+  /** Where a point stands for several lines of the file: all that they cover, a bar a pixel. */
   drawRanges(paint, line, alpha) {
     paint.globalAlpha = alpha;
-    for (let i = 0; i < line.x.length; i += 1) {
-      if (line.low[i] === line.high[i]) continue;
-      const left = Math.round(this.toX(line.x[i]));
-      const next = i + 1 < line.x.length ? Math.round(this.toX(line.x[i + 1])) : left + 1;
-      const top = Math.round(this.toY(line.high[i]));
-      const height = Math.max(1, Math.round(this.toY(line.low[i])) - top);
-      paint.fillRect(left, top, Math.max(1, next - left), height);
+    let [left, top, bottom] = [null, 0, 0];
+    for (let i = 0; i <= line.x.length; i += 1) {
+      const x = i < line.x.length ? Math.round(this.toX(line.x[i])) : left + 1;
+      if (left !== null && x > left) {
+        paint.fillRect(left, top, x - left, Math.max(1, bottom - top));
+        left = null;
+      }
+      if (i === line.x.length || line.low[i] === line.high[i]) continue;
+      const [high, low] = [line.high[i], line.low[i]].map((y) => Math.round(this.toY(y)));
+      top = left === null ? high : Math.min(top, high);
+      bottom = left === null ? low : Math.max(bottom, low);
+      left ??= x;
     }
   }
 

@@ -4,9 +4,9 @@ import { axisOf } from "./axes.js";
 import { Chart } from "./chart.js";
 import { ask, drawBar, element, store, stored, t } from "./common.js";
 import { Flags, Samples } from "./comparison.js";
-import { isDashed, isHeldOut, kindOf, panelsFor } from "./panels.js";
+import { isDashed, isHeldOut, kindOf, legendOf, panelsFor } from "./panels.js";
 import { RunList } from "./run_list.js";
-import { RunData } from "./series.js";
+import { extentOf, RunData } from "./series.js";
 
 const COLORS = 8; // runs at once, a colour each: --run-0 … in runs.css
 const POINTS = 400; // of a curve: one for every pixel or two, standing for what lies around it
@@ -164,7 +164,7 @@ async function lookAtData() {
   }
   const answer = await ask(`/runs/data?${query}`, patient());
   if (axis !== state.axis) return true; // changed meanwhile
-  const [, last] = extent(shownRuns());
+  const [, last] = extentOf(shownRuns().map((run) => run.data));
   let isNew = false;
   for (const run of answer.runs) {
     if (!state.chosen.has(run.name)) continue;
@@ -252,7 +252,7 @@ function setAxis(axis) {
 
 /** Show a part of x, within all that there is and not smaller than numbers can tell. */
 function zoom(low, high) {
-  const [first, last] = extent(shownRuns());
+  const [first, last] = extentOf(shownRuns().map((run) => run.data));
   const least = (last - first) * SMALLEST_VIEW;
   const middle = Math.min(last, Math.max(first, (low + high) / 2));
   const half = Math.max(high - low, least) / 2;
@@ -305,7 +305,7 @@ function shownRuns() {
 function drawCharts(shown) {
   const fields = new Set(shown.flatMap((run) => [...run.data.fields.keys()]));
   const panels = panelsFor(fields);
-  const whole = extent(shown);
+  const whole = extentOf(shown.map((run) => run.data));
   const view = state.view ?? whole;
   const axis = axisOf(state.axis, shown.map((run) => run.data.unit), view);
   const width = (state.smoothing / 100) ** 2 * 0.1 * (view[1] - view[0]);
@@ -316,6 +316,7 @@ function drawCharts(shown) {
   for (const panel of panels) {
     charts.get(panel.id).show({
       lines: linesOf(panel, shown, view),
+      legend: legendOf(panel.fields),
       view,
       axis,
       log: stored(`runs.log.${panel.id}`) === "yes",
@@ -380,19 +381,6 @@ function marksOf(shown) {
       return { x: event.step, text: `${name}${event.event} ${event.text}`.slice(0, 160) };
     }),
   );
-}
-
-/** The least and the largest x of all that is shown. */
-function extent(shown) {
-  let [low, high] = [Infinity, -Infinity];
-  for (const run of shown) {
-    for (const { x } of run.data.fields.values()) {
-      low = Math.min(low, x[0]);
-      high = Math.max(high, x.at(-1));
-    }
-  }
-  if (!(low <= high)) return [0, 1];
-  return low === high ? [low, low + 1] : [low, high];
 }
 
 new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
