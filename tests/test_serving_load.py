@@ -349,7 +349,7 @@ def test_clients_that_go_free_their_places(server, folder, reset, more, after):
             time.sleep(0.02)
         leave(client, reset)
     wait_for(lambda: is_free(server.url), 10)
-    wait_for(lambda: not server.worker.open and not server.worker.jobs)
+    wait_for(lambda: not server.worker.open and not server.worker.waiting)
     assert post(server.url, endless(folder, 3)).status_code == 200
 
 
@@ -410,7 +410,7 @@ def test_a_step_that_fails_is_nobody_elses_trouble(folder, monkeypatch):
     """A bug in a step ends what runs with 500 and an error object, streamed or not. The next
     request is answered, with the text of before."""
     with inside(folder) as server:
-        engine = next(iter(server.worker.models.values())).engine
+        engine = next(iter(server.models.values())).engine
         before = text_of(post(server.url, endless(folder, 20)))
         step, steps = engine.step, []
 
@@ -445,7 +445,7 @@ def test_a_step_that_fails_is_nobody_elses_trouble(folder, monkeypatch):
 def test_a_request_that_cannot_be_added_is_told(folder, monkeypatch):
     """What the engine refuses in its own thread ends that request, not the thread."""
     with inside(folder) as server:
-        engine = next(iter(server.worker.models.values())).engine
+        engine = next(iter(server.models.values())).engine
         add = engine.add
 
         def refuse(request):
