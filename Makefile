@@ -44,7 +44,8 @@ demo: $(VENV)/.installed
 		"What is jam made from?" "法国的首都是哪里？" "Thank you!" | \
 		$(RUN) eval_model.py --model out/dpo --temperature 0
 	@echo
-	@echo "Talk to it yourself:  $(RUN) eval_model.py --model out/dpo"
+	@echo "Talk to it in the terminal:  $(RUN) eval_model.py --model out/dpo"
+	@echo "Chat in a browser, watch training, look inside:  $(RUN) serve_model.py --model out/dpo"
 
 install: $(VENV)/.installed
 

@@ -29,7 +29,7 @@ from benchmarks.where_time_goes import name_loops, profile_line, where_time_goes
 from model.config import PRESETS, LMConfig
 from model.decoding_layers import for_decoding
 from model.engine import Engine, Request
-from model.generation import PromptCache, generate, generate_batch
+from model.generation import generate, generate_batch
 from model.hf_format import load_model, save_model
 from model.model import MiniMindLM
 from model.sampling import Sampling
@@ -37,6 +37,7 @@ from training.terminal import forgive_encodings
 
 GIB = 2**30
 DTYPES = ("fp32", "bf16", "int8")
+OURS = ("ours", "engine")  # the plain loops, and the engine
 
 
 def parse_args():
@@ -99,33 +100,27 @@ def weight_bytes(model: MiniMindLM) -> int:
     return total
 
 
-def ours(model: MiniMindLM, compiled: bool = False) -> Callable[[list[list[int]], int], None]:
-    cache = PromptCache()
-
+def ours(model: MiniMindLM) -> Callable[[list[list[int]], int], None]:
     def run(prompts: list[list[int]], new_tokens: int):
-        cache.ids = []  # its memory is kept, its tokens are not
         if len(prompts) > 1:
-            found = generate_batch(
-                model, prompts, new_tokens, set(), compiled=compiled, temperature=0
-            )
+            found = generate_batch(model, prompts, new_tokens, set(), temperature=0)
         else:
-            stream = generate(
-                model, prompts[0], new_tokens, set(), None, cache, compiled, temperature=0
-            )
-            found = [list(stream)]
+            found = [list(generate(model, prompts[0], new_tokens, set(), temperature=0))]
         assert all(len(tokens) == new_tokens for tokens in found)
 
     return run
 
 
-def with_engine(model: MiniMindLM) -> Callable[[list[list[int]], int], None]:
+def with_engine(
+    model: MiniMindLM, compiled: bool = False
+) -> Callable[[list[list[int]], int], None]:
     """The same through model/engine.py, which evaluation, chat and the server decode with."""
     engines: dict[int, Engine] = {}
 
     def run(prompts: list[list[int]], new_tokens: int):
         rows = len(prompts)
         if rows not in engines:  # all prompts at once, as the others read them
-            engines[rows] = Engine(model, rows, kept=0, prompt_tokens=1 << 20)
+            engines[rows] = Engine(model, rows, kept=0, prompt_tokens=1 << 20, compiled=compiled)
         engine = engines[rows]
         engine.forget()
         greedy = Sampling(temperature=0)
@@ -174,7 +169,9 @@ def main():
             variants[f"ours {name}"] = ours(fast)
             variants[f"engine {name}"] = with_engine(fast)
             if args.compile:
-                variants[f"ours {name} compiled"] = ours(for_decoding(model), compiled=True)
+                variants[f"engine {name} compiled"] = with_engine(
+                    for_decoding(model), compiled=True
+                )
             there = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
             variants[f"transformers {name}"] = theirs(there.eval().to(args.device))
         if "int8" in args.dtypes:
@@ -182,7 +179,7 @@ def main():
             sizes["int8"] = weight_bytes(int8)
             variants["ours int8"] = ours(int8)
             if args.compile:
-                variants["ours int8 compiled"] = ours(int8, compiled=True)
+                variants["engine int8 compiled"] = with_engine(int8, compiled=True)
 
     def prompts(rows: int, length: int) -> list[list[int]]:
         return torch.randint(config.vocab_size, (rows, length)).tolist()
@@ -232,8 +229,8 @@ def main():
             "after_first_per_s": round(after, 1), "of_limit": round(of_limit, 3),
         }  # fmt: skip
 
-    def best(side: str) -> float:  # of float32 and bfloat16
-        floating = [n for n in names if n.startswith(side) and "int8" not in n]
+    def best(sides: tuple[str, ...]) -> float:  # of float32 and bfloat16
+        floating = [n for n in names if n.startswith(sides) and "int8" not in n]
         return max((result["batch_1"][n]["tokens_per_s"] for n in floating), default=float("nan"))
 
     eager = [name for name in names if "compiled" not in name]
@@ -256,7 +253,7 @@ def main():
         result["profiles"] = {}
         print("\nWhat the time goes to:\n")
         many = max(args.batch_sizes, default=1)
-        for name, rows in (("ours fp32", 1), ("ours bf16", many)):
+        for name, rows in (("engine fp32", 1), ("engine bf16", many)):
             if name not in variants:
                 continue
             batch = prompts(rows, args.prompt_tokens)
@@ -274,7 +271,7 @@ def main():
         print(f"| {length} | {' | '.join(f'{medians[name] * 1e3:.1f}' for name in eager)} |")
         result["ttft"][length] = {name: round(t * 1e3, 2) for name, t in medians.items()}
 
-    result["best_over_transformers"] = round(best("ours") / best("transformers"), 2)
+    result["best_over_transformers"] = round(best(OURS) / best(("transformers",)), 2)
     print(json.dumps(vars(args) | result))
 
 

@@ -19,6 +19,7 @@ import os
 import random
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -61,12 +62,12 @@ def parse_args():
 
 
 @contextlib.contextmanager
-def started(command: list, ready: str, environment: dict) -> Iterator[str]:
-    """A server's address, once `ready` (a pattern) is in what it prints."""
+def started(command: list, ready: str, environment: dict) -> Iterator[tuple[str, int]]:
+    """`ready` (a pattern) as it stands in what a server prints, and the server's process group."""
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
     process = subprocess.Popen(
         [str(word) for word in command], cwd=ROOT, env=os.environ | environment, text=True,
-        stdout=log, stderr=subprocess.STDOUT,
+        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
         end, found = time.monotonic() + START_SECONDS, None
@@ -77,10 +78,19 @@ def started(command: list, ready: str, environment: dict) -> Iterator[str]:
             found = re.search(ready, text)
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"{command[0]} did not start:\n{text[-3000:]}")
-        yield found[0]
+        yield found[0], process.pid
     finally:
+        os.killpg(process.pid, signal.SIGCONT)
         process.terminate()
         process.wait(60)
+
+
+@contextlib.contextmanager
+def alone(group: int, groups: list[int]) -> Iterator[None]:
+    """While the block runs, the other servers are stopped: an idle one may use a core, too."""
+    for other in groups:
+        os.killpg(other, signal.SIGCONT if other == group else signal.SIGSTOP)
+    yield
 
 
 async def one_request(host: str, port: int, body: dict) -> tuple[float, float, int]:
@@ -155,21 +165,24 @@ def main():
         flags = shlex.split(args.flags)
         command = [sys.executable, "serve_model.py", "--model", folder, "--port", "0", *flags]
         own = re.escape("http://") + r"[\d.]+:\d+"
-        servers = {"ours": (stack.enter_context(started(command, own, {})), None)}
+        url, group = stack.enter_context(started(command, own, {}))
+        servers = {"ours": (url, None, group)}
         if args.vllm:
             port = 18471
             command = [args.vllm, "serve", folder, "--port", port, "--host", "127.0.0.1", "--dtype",
                        "float32", "--max-model-len", "2048", "--served-model-name",
                        "model"]  # fmt: skip
             environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
-            stack.enter_context(started(command, "Application startup complete", environment))
-            servers["vLLM"] = (f"http://127.0.0.1:{port}", "model")
+            ready = "Application startup complete"
+            _, group = stack.enter_context(started(command, ready, environment))
+            servers["vLLM"] = (f"http://127.0.0.1:{port}", "model", group)
         vocabulary = load_tokenizer(folder).vocab_size
         rounds = {(name, n): [] for name in servers for n in (1, args.clients)}
         for turn in range(args.repeats + 1):
             for (name, clients), results in rounds.items():
-                url, model = servers[name]
-                result = asyncio.run(measured(url, model, clients, args, rng, vocabulary))
+                url, model, group = servers[name]
+                with alone(group, [other for _, _, other in servers.values()]):
+                    result = asyncio.run(measured(url, model, clients, args, rng, vocabulary))
                 if turn:  # the first round warms up
                     results.append(result)
     table = {

@@ -28,13 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.generation import (
-    KVCache,
-    compiled_next_logits,
-    device_and_dtype,
-    fix_shapes,
-    room_after,
-)
+from model.compiled_step import compiled_next_logits, fix_shapes
+from model.generation import KVCache, device_and_dtype, room_after
 from model.model import MiniMindLM
 from model.sampling import Draws, Matcher, Sampler, Sampling
 from model.step_cache import Piece, StepCache
@@ -296,9 +291,9 @@ class Engine:
             view = KVCache.over(self.cache[:, :, :count])
             fix_shapes(view, ends)
             self.views[count] = self.cache, view
-        view.lengths = ends
-        if self.device.type != "cuda":
+        elif self.device.type != "cuda":
             view.slots = torch.arange(int(lengths.max()) + 1)
+        view.lengths = ends
         return compiled_next_logits(self.model)(self.model, tokens, view)[:n]
 
     def _draw(self, logits: Tensor) -> list[Drawn]:

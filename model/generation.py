@@ -9,9 +9,7 @@ Shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import FunctionType
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -116,80 +114,9 @@ class LayerCache:
         return keys[:, :, :end], values[:, :, :end]
 
 
-class PromptCache:
-    """Keeps keys and values between calls of `generate`, as a chat's turns need them.
-
-    The next prompt computes only what differs: everything from its first token that is not where
-    the last call had it. One model's alone; make a new one when weights or adapters change.
-    """
-
-    def __init__(self):
-        self.ids: list[int] = []  # the tokens that `cache` holds
-        self.cache: KVCache | None = None
-
-    def take(self, config: LMConfig, prompt: list[int], max_tokens: int, device, dtype) -> KVCache:
-        """The cache, with room for `max_tokens`, holding what is known of the prompt.
-
-        The prompt's last token is never held: the model is asked what comes after it.
-        """
-        same = 0
-        while same < min(len(self.ids), len(prompt) - 1) and self.ids[same] == prompt[same]:
-            same += 1
-        old = self.cache
-        if old is None or old.keys[0].shape[2] < max_tokens:
-            self.cache = KVCache(config, 1, max_tokens, device, dtype)
-            if same > 0:
-                new = (*self.cache.keys, *self.cache.values)
-                for to, known in zip(new, (*old.keys, *old.values)):
-                    to[:, :, :same] = known[:, :, :same]
-        self.ids = prompt[:same]
-        self.cache.length, self.cache.lengths = same, None
-        return self.cache
-
-
 def next_logits(model: MiniMindLM, tokens: Tensor, cache: KVCache) -> Tensor:
     """Logits [B, V] after new tokens [B, T], which the cache then holds too."""
     return model(tokens, cache=cache, last_only=True)[0][:, -1]
-
-
-# by model, for as long as the model is used
-_compiled_steps: WeakKeyDictionary[MiniMindLM, Callable] = WeakKeyDictionary()
-
-
-def compiled_next_logits(model: MiniMindLM) -> Callable[[MiniMindLM, Tensor, KVCache], Tensor]:
-    """`next_logits` compiled for this model, for one new token per row and a cache with `lengths`.
-
-    A CUDA graph on a GPU, where all shapes are fixed; on a CPU the number of slots stays open.
-    Layers must not be replaced afterwards: asking all of them at every token whether they are still
-    the ones that were compiled takes a good part of a small model's step, and is left out.
-    """
-    if model not in _compiled_steps:
-        options = {}
-        if not model.config.use_moe:  # the chosen experts split the step, and the parts do ask
-            options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-        on_gpu = device_and_dtype(model)[0].type == "cuda"
-        if on_gpu:
-            options["triton.cudagraphs"] = True  # what mode="reduce-overhead" does
-        # torch finds compiled code by the function's code object: every model has one of its own
-        own = FunctionType(next_logits.__code__.replace(), globals())
-        _compiled_steps[model] = torch.compile(
-            own, dynamic=False if on_gpu else None, options=options
-        )
-    return _compiled_steps[model]
-
-
-def fix_shapes(cache: KVCache, lengths: Tensor):
-    """Turn the cache into one that `compiled_next_logits` can take again and again."""
-    cache.set_lengths(lengths)
-    buffers = (*cache.keys, *cache.values)
-    if lengths.device.type == "cuda":  # a CUDA graph writes to fixed addresses
-        cache.slots = torch.arange(buffers[0].shape[2], device=lengths.device)
-        for tensor in buffers:
-            torch._dynamo.mark_static_address(tensor)
-        return
-    torch._dynamo.mark_dynamic(cache.slots, 0)
-    for tensor in buffers:
-        torch._dynamo.mark_dynamic(tensor, 2)
 
 
 @torch.inference_mode()
@@ -199,20 +126,13 @@ def generate(
     max_new_tokens: int,
     stop_ids: set[int],
     seed: int | None = None,
-    prompt_cache: PromptCache | None = None,
-    compiled: bool = False,
     **sampling,
 ) -> Iterator[int]:
     """Yield the token ids that follow `prompt`, one by one, until a stop id (which is yielded too).
 
-    prompt_cache: from the call before; what the prompts have in common is not computed again.
-    compiled: run the steps after the prompt as one compiled function, which the first call has to
-    compile; meant for a model from `decoding_layers.for_decoding`, whose layers stay: one that gets
-    an adapter afterwards has to be made anew. On a GPU calls that share a prompt_cache share the
-    CUDA graph; another cache is another graph.
-    sampling: the fields of `Sampling`. seed: makes the draws repeatable. Ends
-    early when the model's max_position_embeddings are used up. Raises ValueError
-    for an empty prompt or one that leaves no room.
+    sampling: the fields of `Sampling`. seed: makes the draws repeatable. Ends early when the
+    model's max_position_embeddings are used up. Raises ValueError for an empty prompt or one that
+    leaves no room.
     """
     room = room_after(model, prompt)
     max_new_tokens = min(max_new_tokens, room)
@@ -220,29 +140,14 @@ def generate(
     vocab_size = model.config.vocab_size
     draws = Draws(Sampling(**sampling), prompt, seed, 0, vocab_size, device)
     sampler = Sampler([draws], device)
-    total = len(prompt) + max_new_tokens
-    slots = -(-total // 256) * 256  # so that a chat does not outgrow its cache at every turn
-    prompt_cache = PromptCache() if prompt_cache is None else prompt_cache
-    cache = prompt_cache.take(model.config, prompt, slots, device, dtype)
-    tokens = torch.empty(1, total, dtype=torch.int64, device=device)
-    tokens[0, : len(prompt)] = torch.tensor(prompt)
-    try:
-        for end in range(len(prompt), total):
-            if end == len(prompt) or not compiled:
-                logits = next_logits(model, tokens[:, cache.length : end], cache)
-            else:
-                if cache.lengths is None:
-                    fix_shapes(cache, torch.tensor([cache.length], device=device))
-                last = tokens[0, end - 1 : end][None]  # [1, 1], with strides that never change
-                logits = compiled_next_logits(model)(model, last, cache)
-                cache.next_slot()
-            [token] = sampler.next(logits)
-            tokens[0, end] = token
-            yield token
-            if token in stop_ids:
-                return
-    finally:  # also when the caller has heard enough
-        prompt_cache.ids = tokens[0, : cache.length].tolist()
+    cache = KVCache(model.config, 1, len(prompt) + max_new_tokens, device, dtype)
+    new = torch.tensor([prompt], device=device)  # [1, T], what the cache does not hold yet
+    for _ in range(max_new_tokens):
+        [token] = sampler.next(next_logits(model, new, cache))
+        yield token
+        if token in stop_ids:
+            return
+        new = torch.tensor([[token]], device=device)
 
 
 def room_after(model: MiniMindLM, prompt: list[int]) -> int:
@@ -270,14 +175,13 @@ def generate_batch(
     max_new_tokens: int,
     stop_ids: set[int],
     seed: int | None = None,
-    compiled: bool = False,
     **sampling,
 ) -> list[list[int]]:
     """The token ids that follow each prompt, its stop id (if it came to one) included.
 
     All prompts, of any lengths, run as one batch; rows that have finished leave it when they are
-    half (compiled, they stay: every number of rows is compiled once). Arguments and errors as in
-    `generate`: the first row has its tokens, row i those of the seed's i-th sequence.
+    half. Arguments and errors as in `generate`: the first row has its tokens, row i those of the
+    seed's i-th sequence.
     """
     limits = [min(max_new_tokens, room_after(model, prompt)) for prompt in prompts]
     device, dtype = device_and_dtype(model)
@@ -292,8 +196,7 @@ def generate_batch(
     tokens = torch.tensor(filled, device=device)  # [B, longest]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     logits = model(tokens, cache=cache, last_only=lengths - 1)[0][:, -1]
-    fix_shapes(cache, lengths) if compiled else cache.set_lengths(lengths)
-    step = compiled_next_logits(model) if compiled else next_logits
+    cache.set_lengths(lengths)
 
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
@@ -306,12 +209,12 @@ def generate_batch(
                 going[at] = token not in stop_ids and len(answers[row]) < limits[row]
         if not any(going):
             break
-        if 2 * sum(going) <= len(rows) and not compiled:
+        if 2 * sum(going) <= len(rows):
             kept = [at for at in range(len(rows)) if going[at]]
             rows, going = [rows[at] for at in kept], [True] * len(kept)
             new = [new[at] for at in kept]
             cache.keep_rows(torch.tensor(kept, device=device))
             sampler = Sampler([draws[row] for row in rows], device)
-        logits = step(model, torch.tensor(new, device=device)[:, None], cache)
+        logits = next_logits(model, torch.tensor(new, device=device)[:, None], cache)
         cache.next_slot()
     return answers

@@ -53,6 +53,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses={"default": {"model": errors.ErrorObject, "description": "An error"}},
     )
     app.include_router(chat.router(worker, default_tokens))
     app.include_router(completions.router(worker))

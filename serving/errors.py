@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -36,6 +37,19 @@ class APIError(HTTPException):
     ):  # fmt: skip
         super().__init__(status, message, headers)
         self.status, self.message, self.param, self.code = status, message, param, code
+
+
+class ErrorFields(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorObject(BaseModel):
+    """What every answer is that is not 200: for /openapi.json."""
+
+    error: ErrorFields
 
 
 def error_object(status: int, message: str, param: str | None, code: str | None) -> dict:

@@ -43,7 +43,17 @@ def find_runs(root: Path) -> dict[str, Path]:
         for inner in _folders_in(folder):
             if _is_run(inner):
                 found[f"{folder.name}/{inner.name}"] = inner
-    return dict(islice(found.items(), MOST_RUNS))
+    if len(found) > MOST_RUNS:
+        latest = sorted(found, key=lambda name: -_modified(found[name]))[:MOST_RUNS]
+        found = {name: found[name] for name in latest}
+    return found
+
+
+def _modified(folder: Path) -> float:
+    try:
+        return os.lstat(folder).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _folders_in(folder: Path) -> list[Path]:

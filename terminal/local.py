@@ -13,7 +13,6 @@ from dataset.tokenizer import Tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
 from model.engine import Engine, Request
-from model.generation import PromptCache, generate
 from model.hf_format import weights_sha256
 from model.model import MiniMindLM
 from model.sampling import Sampling
@@ -62,10 +61,9 @@ class LocalModel:
         self._forget()
 
     def _forget(self):
-        """Make anew what holds keys and values of conversations."""
+        """Make the engine anew, and with it what it knows of conversations."""
         # one sequence at a time; the row beside it keeps what is common to another conversation
-        self.engine = Engine(self.fast, max_running=1, kept=1)
-        self.known = PromptCache()  # with --compile
+        self.engine = Engine(self.fast, max_running=1, kept=1, compiled=self.args.compile)
 
     def answer(
         self, messages: list[dict], tools: list | None, thinking: bool | None, attempt: int
@@ -95,29 +93,20 @@ class LocalModel:
 
         Raises KeyboardInterrupt between two of them, and ValueError for what outgrows the context.
         """
-        args, watch, count, token = self.args, Stopwatch(), 0, None
+        args, watch = self.args, Stopwatch()
         seed = None if args.seed is None else args.seed + attempt
-        if args.compile:
-            stream = generate(
-                self.fast, ids, args.max_new_tokens, self.ends, seed, self.known, compiled=True,
-                temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
-                repetition_penalty=args.repetition_penalty,
-            )  # fmt: skip
-        else:
-            request = Request(ids, args.max_new_tokens, self.ends, self.sampling, seed)
-            stream = (drawn.token for drawn in self.engine.stream(request))
+        request = Request(ids, args.max_new_tokens, self.ends, self.sampling, seed)
         with ctrl_c_noted() as presses:
             try:
-                for token in stream:
+                for drawn in self.engine.stream(request):
                     watch.lap()
-                    count += 1
-                    yield token
+                    yield drawn.token
                     if presses:
                         raise KeyboardInterrupt
             finally:
                 if len(presses) > 1:  # in the middle of a step
                     self._forget()
-        self.end = watch.end(token in self.ends, count)
+        self.end = watch.end(request.ending == "stop", len(request.tokens))
 
     def chat_ids(self, messages: list[dict], tools: list | None, thinking: bool) -> list[int]:
         """The conversation as token ids, without its oldest turns if it outgrows the context."""

@@ -52,7 +52,12 @@ def as_on_a_gpu(model, args, *more):
     assert memory.largest_by_trial(model, [args.batch_size], args, *more) == args.batch_size
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+SLOW = {"dpo"}  # as SFT's, with twice the rows
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SCRIPTS]
+)
 def test_training_finds_the_model_compiled(monkeypatch, tmp_path, tiny_tokenizer_dir, script):
     """One graph of the model, from the trial, and one of the loss; packed rows too."""
     backend = counting(monkeypatch, "aot_eager")
@@ -64,6 +69,7 @@ def test_training_finds_the_model_compiled(monkeypatch, tmp_path, tiny_tokenizer
     assert backend.frame_count == 2
 
 
+@pytest.mark.slow
 def test_two_processes_find_it_compiled(tmp_path, tiny_tokenizer_dir):
     """In DistributedDataParallel, which cuts the model in two to send gradients early, as well."""
     path = tmp_path / "counted.py"

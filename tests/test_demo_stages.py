@@ -1,13 +1,17 @@
 """`make demo` from beginning to end, and then the README's commands, one after the other."""
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pandas as pd
 import pytest
 
@@ -90,6 +94,39 @@ def write_data_of_the_readme(tree: Path):
     pd.DataFrame(map(json.loads, lines["pretrain"][700:900])).to_parquet(tree / "b.parquet")
 
 
+@contextlib.contextmanager
+def served(words: list[str], tree: Path) -> Iterator[str]:
+    """The address of a server of the README, at a free port. It has to end with status 0."""
+    process = subprocess.Popen(
+        [*words, "--port", "0"], cwd=tree, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        port = re.search(r"http://\S+:(\d+)", process.stdout.readline())[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        _, status = process.communicate(timeout=60), process.returncode
+    assert status == 0, words
+
+
+def run_command(words: list[str], tree: Path):
+    """Run a command of the README to its end. A server, and what asks one, by the way."""
+    with contextlib.ExitStack() as servers:
+        if "serve_model.py" in words:
+            address = servers.enter_context(served(words, tree))
+            assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+            return
+        if "--server" in words:
+            server = [sys.executable, "serve_model.py", "--model", "out/dpo"]
+            address = servers.enter_context(served(server, tree))
+            words[words.index("--server") + 1] = address
+        done = subprocess.run(
+            words, cwd=tree, input="Hello!\n", capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+
+
 @pytest.mark.slow
 def test_readme_commands_work_after_the_demo(demo):
     """All of them, in order, with status 0; training only two steps, the largest model smaller."""
@@ -106,7 +143,4 @@ def test_readme_commands_work_after_the_demo(demo):
             words += ["--max_steps", "2"]
         if "base" in words:
             words += ["--preset", "demo", "--batch_size", "2"]
-        done = subprocess.run(
-            words, cwd=tree, input="Hello!\n", capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        run_command(words, tree)

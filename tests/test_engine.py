@@ -1,11 +1,14 @@
 """model/engine.py: whoever joins or leaves beside it, a request has the tokens of `generate`."""
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from oracle_models import our_model, random_numbers
+from torch._dynamo.utils import counters
 
 from model.decoding_layers import for_decoding
 from model.engine import Engine, Request
@@ -258,12 +261,58 @@ def test_after_a_step_that_failed_the_engine_starts_anew(monkeypatch):
     assert finish(engine, request) == [alone(model, request)]
 
 
+def compiled_engine(model, rows: int = 1) -> Engine:
+    return Engine(for_decoding(model), max_running=rows, kept=2, compiled=True)
+
+
+def test_the_compiled_step_is_compiled_once_and_gives_the_same_tokens():
+    """After prompts of any length, and when the cache has grown meanwhile."""
+    numbers = random_numbers(2, num_hidden_layers=2, max_position_embeddings=512)
+    model = our_model(numbers)
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    engine = compiled_engine(model)
+    for n in (1, 7, 300):
+        request = Request([(7 * i) % 50 for i in range(n)], 24, sampling=Sampling(temperature=0))
+        assert finish(engine, request) == [alone(model, request)]
+    assert counters["stats"]["unique_graphs"] == before + 1
+
+
+@pytest.mark.slow
+def test_every_model_has_a_compiled_step_of_its_own():
+    """Models that differ in weights, in a number that is no tensor's shape, in shapes, in kind.
+
+    The compiled step does not ask whose layers it was made from.
+    """
+    numbers = random_numbers(2, num_hidden_layers=2)
+    changed = {**numbers, "rms_norm_eps": 0.5}
+    larger = {**numbers, "num_hidden_layers": 3, "vocab_size": 200}
+    moe = random_numbers(2, moe=True, num_hidden_layers=1)
+    models = [our_model(numbers), our_model(numbers, seed=1), our_model(changed)]
+    models += [our_model(larger), our_model(moe)]
+    engines = [compiled_engine(model) for model in models]
+    for prompt in ([3, 1, 4, 1, 5], [9, 2]):
+        for model, engine in zip(models, engines):
+            request = Request(prompt, 12, sampling=Sampling(temperature=0))
+            assert finish(engine, request) == [alone(model, request)]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_goes_with_its_model():
+    engine = compiled_engine(our_model(random_numbers(2, num_hidden_layers=1)))
+    finish(engine, Request([1, 2], 3))
+    alive = weakref.ref(engine.model)
+    del engine
+    gc.collect()
+    assert alive() is None
+
+
 @pytest.mark.slow
 def test_compiled_steps_give_the_same_tokens():
     """Any number of rows, filled up to a power of two with rows that keep what they hold."""
     numbers = random_numbers(2, num_hidden_layers=2)
     model = our_model(numbers)
-    engine = Engine(for_decoding(model), max_running=4, kept=2, compiled=True)
+    engine = compiled_engine(model, 4)
     engine.warm_up()
     rng = random.Random(0)
     requests = [

@@ -1,17 +1,11 @@
 """model/generation.py: the tokens of transformers' generate, from a cache that changes nothing."""
 
-import gc
-import weakref
-
 import pytest
 import torch
 from oracle_models import our_model, pair, random_ids, random_numbers
-from torch._dynamo.utils import counters
 
-from model.decoding_layers import for_decoding
 from model.generation import (
     KVCache,
-    PromptCache,
     generate,
     generate_batch,
 )
@@ -230,90 +224,3 @@ def test_greedy_answers_end_between_two_tokens():
     model.register_forward_hook(lambda *_: steps.append(1))
     found = greedy_answers(model, asked, 24, {stop}, is_over=lambda: len(steps) == 23)
     assert len(steps) == 23 and found == expected
-
-
-def test_a_prompt_cache_computes_only_what_is_new(models):
-    """Turns of a chat: same tokens as without it, and the model sees each token once.
-
-    Also after a prompt that leaves the old one's path, one that is its beginning, and an answer
-    that was broken off.
-    """
-    model, _, numbers = models
-    first, *lines = (random_ids(numbers, 1, n, seed=n)[0].tolist() for n in (20, 5, 1, 9))
-    seen = []
-    hook = model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
-    cache, history = PromptCache(), list(first)
-    new_tokens = 20  # all of the first prompt; then the answer's last token and the next line
-    for line in lines:
-        seen.clear()
-        new = greedy(model, history, 8, prompt_cache=cache)
-        assert seen == [new_tokens] + [1] * 7
-        assert new == greedy(model, history, 8)
-        history += new + line
-        new_tokens = 1 + len(line)
-    for prompt in (first[:10] + lines[0], first[:4], first[:4], lines[2]):
-        assert greedy(model, prompt, 8, prompt_cache=cache) == greedy(model, prompt, 8)
-    stream = generate(model, first, 8, set(), temperature=0, prompt_cache=cache)
-    next(stream), next(stream)
-    stream.close()
-    assert len(cache.ids) == 21
-    assert greedy(model, first, 8, prompt_cache=cache) == greedy(model, first, 8)
-    hook.remove()
-
-
-def test_the_compiled_step_gives_the_same_tokens():
-    """A step compiled once gives the tokens of the plain model, after prompts of any length."""
-    numbers = random_numbers(2, num_hidden_layers=2)
-    model = our_model(numbers)
-    fast, cache = for_decoding(model), PromptCache()
-    torch._dynamo.reset()
-    before = counters["stats"]["unique_graphs"]
-    for n in (1, 7, 30):
-        prompt = random_ids(numbers, 1, n, seed=n)[0].tolist()
-        expected = greedy(model, prompt, 24)
-        assert greedy(fast, prompt, 24, compiled=True) == expected
-        assert greedy(fast, prompt, 24, compiled=True, prompt_cache=cache) == expected
-    assert counters["stats"]["unique_graphs"] == before + 1
-
-
-def test_every_model_has_a_compiled_step_of_its_own():
-    """Models that differ in weights, in a number that is no tensor's shape, in shapes, in kind.
-
-    The compiled step does not ask whose layers it was made from.
-    """
-    numbers = random_numbers(2, num_hidden_layers=2)
-    changed = {**numbers, "rms_norm_eps": 0.5}
-    larger = {**numbers, "num_hidden_layers": 3, "vocab_size": 200}
-    moe = random_numbers(2, moe=True, num_hidden_layers=1)
-    models = [our_model(numbers), our_model(numbers, seed=1), our_model(changed)]
-    models += [our_model(larger), our_model(moe)]
-    fast = [for_decoding(model) for model in models]
-    for prompt in ([3, 1, 4, 1, 5], [9, 2]):
-        for plain, compiled in zip(models, fast):
-            assert greedy(compiled, prompt, 12, compiled=True) == greedy(plain, prompt, 12)
-
-
-def test_a_compiled_step_goes_with_its_model():
-    model = for_decoding(our_model(random_numbers(2, num_hidden_layers=1)))
-    greedy(model, [1, 2], 3, compiled=True)
-    alive = weakref.ref(model)
-    del model
-    gc.collect()
-    assert alive() is None
-
-
-def test_a_compiled_batch_gives_the_same_tokens():
-    """Prompts of any lengths, some of which end early; one graph for one number of rows."""
-    numbers = random_numbers(2, num_hidden_layers=2)
-    model = our_model(numbers)
-    fast = for_decoding(model)
-    torch._dynamo.reset()
-    before = counters["stats"]["unique_graphs"]
-    for lengths in ((30, 1, 7), (2, 40, 3)):
-        batch = [random_ids(numbers, 1, n, seed=n)[0].tolist() for n in lengths]
-        free = [greedy(model, prompt, 24) for prompt in batch]
-        stop_ids = {free[0][2], free[1][5]}
-        expected = [greedy(model, prompt, 24, stop_ids) for prompt in batch]
-        assert len({len(answer) for answer in expected}) > 1
-        assert generate_batch(fast, batch, 24, stop_ids, compiled=True, temperature=0) == expected
-    assert counters["stats"]["unique_graphs"] == before + 1

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 
 from model.attention import attention, document_bounds, flash_attn_serves, packed_rows
 from model.config import LMConfig
+from model.engine import Engine, Request
 from model.generation import generate
 from model.model import MiniMindLM
 from model.moe import MoEFeedForward, grouped_mm_waits
+from model.sampling import Sampling
 from tests.small_runs import figures, make_inputs, metrics, result, run
 from training.losses import masked_cross_entropy
 from training.optimizers import build_optimizer, skip_unless_finite
@@ -110,8 +112,9 @@ def test_greedy_tokens_are_those_of_the_cpu(experts):
     expected = list(generate(model, prompt, 30, set(), temperature=0))
     model.cuda()
     for compiled in (False, True):
-        found = list(generate(model, prompt, 30, set(), compiled=compiled, temperature=0))
-        assert found == expected
+        request = Request(prompt, 30, sampling=Sampling(temperature=0))
+        engine = Engine(model, 1, 0, compiled=compiled)
+        assert [drawn.token for drawn in engine.stream(request)] == expected
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from served import inside, tiny_folder
 
 from dataset.chat import THINKING, parse_answer, stop_ids
+from dataset.tokenizer import load_tokenizer
 from model.config import LMConfig
 from model.engine import Engine, Request
 from model.model import MiniMindLM
@@ -103,9 +104,10 @@ JSON_ENDS = ('"', "}", "]", " ", "0")  # made likelier, that answers come to the
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_tokenizer):
-    tiny_tokenizer.chat_template = THINKING
-    return tiny_tokenizer
+def tokenizer(tiny_tokenizer_dir):
+    own = load_tokenizer(tiny_tokenizer_dir)
+    own.chat_template = THINKING
+    return own
 
 
 @pytest.fixture(scope="module")

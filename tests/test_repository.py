@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import eval_model
+import serve_model
 import train_dpo
 import train_full_sft
 import train_kto
@@ -24,6 +25,7 @@ from benchmarks import (
     bench_kernels,
     bench_lookup,
     bench_scripts,
+    bench_serve,
     bench_time_to_loss,
     bench_train,
     gpu_tables,
@@ -39,6 +41,7 @@ PARSERS = {
     "train_dpo.py": train_dpo.parse_args,
     "train_kto.py": train_kto.parse_args,
     "eval_model.py": eval_model.parse_args,
+    "serve_model.py": serve_model.parse_args,
     "scripts/demo_table.py": demo_table.parse_args,
     "scripts/export_gguf.py": export_gguf.parse_args,
     "scripts/merge_lora.py": merge_lora.parse_args,
@@ -52,6 +55,7 @@ PARSERS = {
     "benchmarks/bench_kernels.py": bench_kernels.parse_args,
     "benchmarks/bench_lookup.py": bench_lookup.parse_args,
     "benchmarks/bench_scripts.py": bench_scripts.parse_args,
+    "benchmarks/bench_serve.py": bench_serve.parse_args,
     "benchmarks/bench_time_to_loss.py": bench_time_to_loss.parse_args,
     "benchmarks/bench_train.py": bench_train.parse_args,
     "benchmarks/gpu_tables.py": gpu_tables.parse_args,
@@ -85,7 +89,7 @@ def commands() -> list[str]:
             continue  # commands of an edited copy, which test_extending.py runs
         for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
-                if re.search(r"\b(train_|eval_|scripts/|benchmarks/)\w+\.py", line):
+                if re.search(r"\b(train_|eval_|serve_|scripts/|benchmarks/)\w+\.py", line):
                     found.append(line.split(" #")[0].strip())
     return found
 
@@ -98,6 +102,17 @@ def test_documented_commands_parse(monkeypatch, command):
     assert (ROOT / words[at]).is_file()
     monkeypatch.setattr("sys.argv", words[at:])
     PARSERS[words[at]]()
+
+
+def test_make_demo_names_the_commands_to_go_on_with(monkeypatch):
+    """Its last lines say how to talk to the model, in the terminal and in a browser."""
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\n\ninstall:")[0]
+    told = re.findall(r"^\t@echo .*\$\(RUN\) (\S+\.py.*)\"$", recipe, re.M)
+    assert [command.split()[0] for command in told] == ["eval_model.py", "serve_model.py"]
+    for command in told:
+        script, *flags = command.split()
+        monkeypatch.setattr("sys.argv", [script, *flags])
+        assert str(PARSERS[script]().model) == "out/dpo"
 
 
 TRAINING = [
@@ -200,3 +215,10 @@ def test_every_row_of_the_compatibility_table_has_its_test():
         all_slow = "pytestmark = pytest.mark.slow" in text
         is_slow = all_slow or "@pytest.mark.slow" in above
         assert row.endswith("| slow |" if is_slow else "| quick |"), row
+
+
+def test_every_test_that_reliability_names_is_there():
+    """docs/reliability.md names files of tests/, none of which is gone."""
+    named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/reliability.md").read_text()))
+    assert len(named) >= 20
+    assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()

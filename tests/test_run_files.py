@@ -18,11 +18,12 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import growing_file, runs
+from serving import growing_file, run_folders, runs
 from serving.curves import MOST_NOTES, Curves, Notes, thinned
 from serving.errors import APIError
 from serving.growing_file import GrowingFile, parse
 from serving.run_folders import RunFolder, find_runs
+from tests import small_runs
 from training import cli, run_lock
 from training.run_log import RunLog
 from training.state import RunState
@@ -94,6 +95,14 @@ def test_runs_are_found_two_levels_down_and_through_no_link(tmp_path):
     assert list(find_runs(out)) == ["a", "group/b"]
     assert list(find_runs(out / "a")) == ["a", "inside"]
     assert find_runs(out / "nowhere") == {}
+
+
+def test_of_very_many_runs_the_latest_are_found(tmp_path, monkeypatch):
+    """Not the first ones of the alphabet."""
+    monkeypatch.setattr(run_folders, "MOST_RUNS", 2)
+    for at, name in enumerate("dacb"):
+        os.utime(make_run(tmp_path / name), (at, at))
+    assert set(find_runs(tmp_path)) == {"c", "b"}
 
 
 @pytest.mark.parametrize(
@@ -501,6 +510,23 @@ def test_the_list_says_what_the_files_say(client, tmp_path):
         "seed": ([1, 2], True), "learning_rate": ([1e-3, 1e-3], False),
         "hidden_size": ([64, None], True), "data_path": ([None, '["x", "y"]'], True),
     }  # fmt: skip
+
+
+def test_a_run_of_a_script_from_its_start_to_its_end(client, tmp_path, tiny_tokenizer_dir):
+    """All that the page tells of a run is in what the scripts write."""
+    flags = small_runs.make_inputs(tmp_path, tiny_tokenizer_dir)["pretrain"]
+    small_runs.run("pretrain", tmp_path / "out/a", *flags)
+    (run,) = data(client, "a")["runs"]
+    assert (run["state"], run["step"], run["total_steps"]) == ("finished", 12, 12)
+    assert run["script"] == "train_pretrain.py" and run["unit"] == "tokens"
+    assert [sample["step"] for sample in run["samples"]] == [0, 4, 8, 12]
+    assert all(" ⟶ " in text for sample in run["samples"] for text in sample["texts"])
+    lines = small_runs.figures(tmp_path / "out/a")
+    for name in ("loss", "val_loss", "lr", "grad_norm"):
+        points = run["fields"][name]
+        expected = [(line["step"], line[name]) for line in lines if name in line]
+        assert points["x"] == [step for step, _ in expected]
+        assert points["y"] == pytest.approx([value for _, value in expected], rel=1e-5)
 
 
 # ---- what a client may ask

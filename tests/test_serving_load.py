@@ -269,8 +269,9 @@ def test_a_crowd_is_answered(folder):
 
 @pytest.mark.slow
 def test_a_large_crowd_is_answered(folder):
-    """200 clients at once, 2,000 requests after 600 to warm up: the same, and memory is flat."""
-    under_load(folder, 200, 600, 2000, 25)
+    """200 clients at once, 2,000 requests: the same, and memory is flat. To warm up: as many, since
+    torch keeps kernels (oneDNN's, 300 MiB in all) for every number of tokens in a step."""
+    under_load(folder, 200, 2000, 2000, 32)
 
 
 @pytest.mark.slow
@@ -288,10 +289,10 @@ def test_prompts_that_are_all_different_take_no_more_memory(folder):
                 body = {"prompt": prompt, "max_tokens": 4}
                 assert client.post(COMPLETIONS, json=body).status_code == 200
 
-        ask(300)
+        ask(1200)  # steps of all sizes have been there
         before = resident(pid)
         ask(1000)
-        assert resident(pid) - before < 15
+        assert resident(pid) - before < 10
 
 
 # Clients that are slow, or go
@@ -348,7 +349,7 @@ def test_clients_that_go_free_their_places(server, folder, reset, more, after):
             time.sleep(0.02)
         leave(client, reset)
     wait_for(lambda: is_free(server.url), 10)
-    wait_for(lambda: not server.worker.open and not server.worker.jobs)
+    wait_for(lambda: not server.worker.open and not server.worker.waiting)
     assert post(server.url, endless(folder, 3)).status_code == 200
 
 
@@ -409,7 +410,7 @@ def test_a_step_that_fails_is_nobody_elses_trouble(folder, monkeypatch):
     """A bug in a step ends what runs with 500 and an error object, streamed or not. The next
     request is answered, with the text of before."""
     with inside(folder) as server:
-        engine = next(iter(server.worker.models.values())).engine
+        engine = next(iter(server.models.values())).engine
         before = text_of(post(server.url, endless(folder, 20)))
         step, steps = engine.step, []
 
@@ -444,7 +445,7 @@ def test_a_step_that_fails_is_nobody_elses_trouble(folder, monkeypatch):
 def test_a_request_that_cannot_be_added_is_told(folder, monkeypatch):
     """What the engine refuses in its own thread ends that request, not the thread."""
     with inside(folder) as server:
-        engine = next(iter(server.worker.models.values())).engine
+        engine = next(iter(server.models.values())).engine
         add = engine.add
 
         def refuse(request):

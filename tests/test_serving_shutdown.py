@@ -14,6 +14,7 @@ from served import (
     REPOSITORY,
     connected,
     endless,
+    gauge,
     is_error,
     request_bytes,
     start,
@@ -68,7 +69,7 @@ def test_running_answers_are_finished(folder, number):
     streamed = Answer(url, body | {"stream": True})
     whole = Answer(url, body)
     kept = connected(url)  # was there before
-    wait_for(lambda: len(streamed.events) > 3, 30)
+    wait_for(lambda: len(streamed.events) > 3 and gauge(url, "minimind_sequences") == 2, 30)
     process.send_signal(number)
     refused = 0
     while process.poll() is None and streamed.is_alive():
@@ -170,7 +171,7 @@ def open_models(*_):
     print("opening", flush=True)
     time.sleep(60)
 
-serve_model.open_models = open_models
+serve_model.decoding.start = open_models
 sys.argv = ["serve_model.py", "--port", "0"]
 cli.run(serve_model.main)
 """

@@ -3,13 +3,16 @@
 import io
 import json
 import sys
+import threading
 
 import pytest
 import served
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 import eval_model
+from serve_model import listen
 from terminal.screen import Screen
 from training import cli
 
@@ -69,8 +72,14 @@ BREAK = object()
 @pytest.fixture(scope="module")
 def url_of_fake():
     fake = Fake()
-    with served.running(fake.app, None) as url:
-        yield fake, url
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(fake.app, log_level="critical"))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    served.wait_for(lambda: server.started, 30)
+    yield fake, f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=30)
 
 
 @pytest.fixture
@@ -274,8 +283,8 @@ def ours(tmp_path_factory, tiny_tokenizer_dir):
     """(folder of a tiny thinking model, its address, the worker)."""
     place = tmp_path_factory.mktemp("tiny") / "tiny"
     folder = served.tiny_folder(place, tiny_tokenizer_dir, context=2048)
-    with served.inside(folder) as (url, worker):
-        yield folder, url, worker
+    with served.inside(folder) as inside:
+        yield folder, inside.url, inside.worker
 
 
 def test_our_server_says_what_the_model_says_here(ours, run):

@@ -1,5 +1,6 @@
 // One chart: lines over a shared x, drawn on a canvas; a second canvas on top shows the cursor.
 
+import { listen } from "./chart_input.js";
 import { element, t } from "./common.js";
 import { colorsOf, dot, prepared, strokeLine } from "./paint.js";
 import { nearest, smoothed } from "./series.js";
@@ -8,7 +9,6 @@ import { logTicks, measured, roundTicks, short } from "./ticks.js";
 const TOP = 10;
 const BOTTOM = 22;
 const RIGHT = 10;
-const DRAG_FROM = 5; // pixels: less is a click
 const MOST_DOTS = 50; // of a held-out line in view
 const FEW = 100; // points in view: more make a thin line
 const MOST_VALUES = 4; // last values in the caption
@@ -16,6 +16,7 @@ const MOST_VALUES = 4; // last values in the caption
 /**
  * What a chart shows is a picture:
  *   lines    [{ run, color, field, kind, heldOut, dashed, x, y, low, high }], x rising
+ *   legend   [{ text, heldOut, dashed }], what tells the lines of one run apart
  *   view     [low, high] of x
  *   axis     { name, format(x), ticks(low, high, count) } of x
  *   log      whether y is logarithmic
@@ -46,7 +47,7 @@ export class Chart {
       place,
       element("div", { class: "foot muted" }, this.legend, this.logButton, this.axisName),
     );
-    this.listen();
+    listen(this);
     this.width = 0;
     this.height = 0;
     new ResizeObserver(([{ contentRect }]) => {
@@ -73,16 +74,17 @@ export class Chart {
   writeLegend() {
     const { lines } = this.picture;
     const words = lines.map((line) => `${line.run} ${line.kind} ${measured(line.y.at(-1))}`);
-    const written = JSON.stringify([words, lines.map((line) => line.color), this.picture.axis.name]);
+    const colors = lines.map((line) => line.color);
+    const written = JSON.stringify([words, colors, this.picture.axis.name]);
     if (written === this.written) return; // touching the page makes the browser lay it out again
     this.written = written;
-    const kinds = new Map(lines.filter((line) => line.kind).map((line) => [line.kind, line]));
     this.legend.replaceChildren(
-      ...[...kinds].flatMap(([kind, line]) => [keyOf(line, null), `${kind} `]),
+      ...this.picture.legend.map((kind) => element("span", {}, keyOf(kind, null), kind.text)),
     );
     this.axisName.textContent = this.picture.axis.name;
     const last = lines.slice(0, MOST_VALUES).map((line) => {
-      const text = element("span", {}, `${line.heldOut && line.kind ? "●" : ""}${measured(line.y.at(-1))}`);
+      const sign = line.heldOut && line.kind ? "●" : "";
+      const text = element("span", {}, sign + measured(line.y.at(-1)));
       text.style.color = line.color;
       text.title = [line.run, line.kind].filter(Boolean).join(": ");
       return text;
@@ -209,8 +211,8 @@ export class Chart {
     const isThick = line.heldOut || isSmoothed || line.x.length < FEW;
     this.strokeThrough(paint, line.x, line.smooth, isThick ? 1.6 : 1); // thin ones are quick
     paint.setLineDash([]);
-    const few = line.heldOut ? MOST_DOTS : 1;
-    if (line.x.length <= few) line.x.forEach((x, i) => dot(paint, this.toX(x), this.toY(line.y[i]), 2.6));
+    if (line.x.length > (line.heldOut ? MOST_DOTS : 1)) return;
+    line.x.forEach((x, i) => dot(paint, this.toX(x), this.toY(line.y[i]), 2.6));
   }
 
   strokeThrough(paint, x, y, width) {
@@ -220,16 +222,21 @@ export class Chart {
     paint.stroke();
   }
 
-  /** Where a point stands for several lines of the file: all that they cover, a bar for each. */
+  /** Where a point stands for several lines of the file: all that they cover, a bar a pixel. */
   drawRanges(paint, line, alpha) {
     paint.globalAlpha = alpha;
-    for (let i = 0; i < line.x.length; i += 1) {
-      if (line.low[i] === line.high[i]) continue;
-      const left = Math.round(this.toX(line.x[i]));
-      const next = i + 1 < line.x.length ? Math.round(this.toX(line.x[i + 1])) : left + 1;
-      const top = Math.round(this.toY(line.high[i]));
-      const height = Math.max(1, Math.round(this.toY(line.low[i])) - top);
-      paint.fillRect(left, top, Math.max(1, next - left), height);
+    let [left, top, bottom] = [null, 0, 0];
+    for (let i = 0; i <= line.x.length; i += 1) {
+      const x = i < line.x.length ? Math.round(this.toX(line.x[i])) : left + 1;
+      if (left !== null && x > left) {
+        paint.fillRect(left, top, x - left, Math.max(1, bottom - top));
+        left = null;
+      }
+      if (i === line.x.length || line.low[i] === line.high[i]) continue;
+      const [high, low] = [line.high[i], line.low[i]].map((y) => Math.round(this.toY(y)));
+      top = left === null ? high : Math.min(top, high);
+      bottom = left === null ? low : Math.max(bottom, low);
+      left ??= x;
     }
   }
 
@@ -297,7 +304,8 @@ export class Chart {
       const text = range
         ? `${measured(line.y[at])} (${measured(line.low[at])} – ${measured(line.high[at])})`
         : measured(line.y[at]);
-      const away = line.x[at] !== this.cursor && line.heldOut ? ` @ ${axis.format(line.x[at])}` : "";
+      const isElsewhere = line.heldOut && line.x[at] !== this.cursor;
+      const away = isElsewhere ? ` @ ${axis.format(line.x[at])}` : "";
       const name = [line.run, line.kind].filter(Boolean).join(" · ");
       return element(
         "div",
@@ -313,6 +321,7 @@ export class Chart {
     this.tip.replaceChildren(head, ...rows, ...notes);
     const x = this.toX(this.cursor);
     const isLeft = x > this.width / 2;
+    this.tip.style.maxWidth = `${Math.round((isLeft ? x : this.width - x) - 14)}px`;
     this.tip.style.left = isLeft ? "" : `${x + 12}px`;
     this.tip.style.right = isLeft ? `${this.width - x + 12}px` : "";
   }
@@ -321,91 +330,6 @@ export class Chart {
     this.cursor = x;
     this.isHere = isHere;
     this.drawCursor();
-  }
-
-  /** The x of a point near a pixel, that of the line with the most points in view. */
-  snapped(pixel) {
-    const lines = this.lines ?? [];
-    const line = lines.reduce((a, b) => (b.x.length > (a?.x.length ?? 0) ? b : a), null);
-    if (!line?.x.length) return null;
-    const value = this.fromX(pixel);
-    const places = lines.map((other) => other.x[nearest(other.x, value)]);
-    const distance = (x) => (x === undefined ? Infinity : Math.abs(x - value));
-    return places.reduce((a, b) => (distance(b) < distance(a) ? b : a));
-  }
-
-  // ---- what a person does
-
-  listen() {
-    const { top } = this;
-    const pixel = (event) => event.clientX - top.getBoundingClientRect().left;
-    top.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
-      this.start = pixel(event);
-      top.setPointerCapture(event.pointerId);
-    });
-    top.addEventListener("pointermove", (event) => {
-      if (!this.toX) return;
-      const at = pixel(event);
-      if (this.start !== undefined && Math.abs(at - this.start) > DRAG_FROM) {
-        const ends = [this.start, at].map((x) => Math.min(this.right, Math.max(this.left, x)));
-        this.dragged = ends.sort((a, b) => a - b);
-      }
-      this.told.cursor(this.snapped(at), this);
-    });
-    top.addEventListener("pointerup", (event) => {
-      const { dragged } = this;
-      this.endDrag();
-      if (dragged && dragged[1] > dragged[0]) this.told.zoom(...dragged.map(this.fromX));
-      else if (this.toX) this.told.cursor(this.snapped(pixel(event)), this);
-    });
-    top.addEventListener("pointercancel", () => this.endDrag());
-    top.addEventListener("pointerleave", () => {
-      if (this.start === undefined) this.told.cursor(null, this);
-    });
-    top.addEventListener("dblclick", () => this.told.reset());
-    top.addEventListener("keydown", (event) => this.pressed(event));
-    top.addEventListener("blur", () => this.told.cursor(null, this));
-  }
-
-  endDrag() {
-    this.start = undefined;
-    this.dragged = null;
-    this.drawCursor();
-  }
-
-  pressed(event) {
-    const actions = {
-      ArrowLeft: () => this.moveCursor(event.shiftKey ? -10 : -1),
-      ArrowRight: () => this.moveCursor(event.shiftKey ? 10 : 1),
-      Home: () => this.moveCursor(-Infinity),
-      End: () => this.moveCursor(Infinity),
-      Escape: () => this.told.cursor(null, this),
-      "+": () => this.zoomBy(0.5),
-      "=": () => this.zoomBy(0.5),
-      "-": () => this.zoomBy(2),
-      0: () => this.told.reset(),
-    };
-    const action = event.ctrlKey || event.metaKey || event.altKey ? null : actions[event.key];
-    if (!action || !this.lines) return;
-    event.preventDefault();
-    action();
-  }
-
-  moveCursor(places) {
-    const [first, last] = this.picture.view;
-    const line = this.lines.reduce((a, b) => (b.x.length > a.x.length ? b : a), { x: [] });
-    const x = line.x.filter((value) => value >= first && value <= last);
-    if (!x.length) return;
-    const from = this.cursor === null ? (places > 0 ? -1 : x.length) : nearest(x, this.cursor);
-    const to = Math.min(x.length - 1, Math.max(0, from + places));
-    this.told.cursor(x[to], this);
-  }
-
-  zoomBy(factor) {
-    const [first, last] = this.picture.view;
-    const middle = this.cursor ?? (first + last) / 2;
-    this.told.zoom(middle - (middle - first) * factor, middle + (last - middle) * factor);
   }
 }
 

@@ -65,7 +65,8 @@ export class Samples {
 function paragraph(text) {
   const at = text.indexOf("⟶");
   if (at < 0) return element("p", {}, text);
-  return element("p", {}, element("span", { class: "muted" }, text.slice(0, at + 1)), text.slice(at + 1));
+  const prompt = element("span", { class: "muted" }, text.slice(0, at + 1));
+  return element("p", {}, prompt, text.slice(at + 1));
 }
 
 /** The flags of the chosen runs, a column each: those that differ, or all. */
@@ -83,7 +84,8 @@ export class Flags {
     this.table = element("div", { class: "scrolled", tabindex: "0" });
     this.table.setAttribute("aria-label", t("Flags", "参数"));
     this.answer = null;
-    this.switch = element("label", {}, this.all, t("all, not only what differs", "全部（不只是不同的）"));
+    const words = t("all, not only what differs", "全部（不只是不同的）");
+    this.switch = element("label", {}, this.all, words);
     place.append(element("h2", {}, t("Flags", "参数")), this.switch, this.table);
   }
 
@@ -109,9 +111,11 @@ export class Flags {
     if (!this.answer) return;
     const { runs, flags } = this.answer;
     this.switch.hidden = runs.length < 2;
-    const shown = this.all.checked || runs.length < 2 ? flags : flags.filter((flag) => flag.differs);
+    const isAll = this.all.checked || runs.length < 2;
+    const shown = isAll ? flags : flags.filter((flag) => flag.differs);
     if (!shown.length) {
-      this.table.replaceChildren(element("p", { class: "muted" }, t("No differences.", "没有不同。")));
+      const none = element("p", { class: "muted" }, t("No differences.", "没有不同。"));
+      this.table.replaceChildren(none);
       return;
     }
     const heads = runs.map((name) =>

@@ -101,15 +101,16 @@ function base(field) {
 }
 
 /**
- * The charts for the numbers that some runs have: [{ id, title, hint, heading, fields }], in the order
- * of the page. A number that nobody has told this page of gets a chart of its own.
+ * The charts for the numbers that some runs have: [{ id, title, hint, heading, fields }], in the
+ * order of the page. A number that nobody has told this page of gets a chart of its own.
  */
 export function panelsFor(fields) {
   const left = new Set(fields);
   const panels = [];
   for (const [id, title, hint, heading, names] of PANELS) {
     const own = [...left].filter((field) => names.includes(base(field)));
-    own.sort((a, b) => isHeldOut(a) - isHeldOut(b) || names.indexOf(base(a)) - names.indexOf(base(b)));
+    const place = (field) => (isHeldOut(field) ? names.length : 0) + names.indexOf(base(field));
+    own.sort((a, b) => place(a) - place(b));
     own.forEach((field) => left.delete(field));
     if (!own.length) continue;
     panels.push({ id, title: title(), hint: hint(), heading: heading(), fields: own });
@@ -136,17 +137,31 @@ export function isDashed(field) {
   return /(^|_)(rejected|undesirable)_/.test(field);
 }
 
-/** What tells a chart's lines apart, in words; empty if there is nothing to tell apart. */
+/** What tells a chart's lines apart, a pair of words each; null where they do not differ in it. */
+function wordsFor(fields) {
+  const differ = (is) => fields.some(is) && fields.some((field) => !is(field));
+  const isOfLabels = fields.some((field) => base(field).includes("desirable"));
+  const sides = isOfLabels
+    ? [t("desirable", "合意"), t("undesirable", "不合意")]
+    : [t("chosen", "选中"), t("rejected", "拒绝")];
+  return {
+    sides: differ(isDashed) ? sides : null,
+    sources: differ(isHeldOut) ? [t("training", "训练"), t("held out", "留出")] : null,
+  };
+}
+
+/** What a line of a chart is, in words; empty if there is nothing to tell apart. */
 export function kindOf(field, fields) {
-  const words = [];
-  if (fields.some(isDashed) && fields.some((name) => !isDashed(name))) {
-    const [good, bad] = base(field).includes("desirable")
-      ? [t("desirable", "合意"), t("undesirable", "不合意")]
-      : [t("chosen", "选中"), t("rejected", "拒绝")];
-    words.push(isDashed(field) ? bad : good);
-  }
-  if (fields.some(isHeldOut) && fields.some((name) => !isHeldOut(name))) {
-    words.push(isHeldOut(field) ? t("held out", "留出") : t("training", "训练"));
-  }
-  return words.join(t(", ", "，"));
+  const { sides, sources } = wordsFor(fields);
+  const words = [sides?.[Number(isDashed(field))], sources?.[Number(isHeldOut(field))]];
+  return words.filter(Boolean).join(t(", ", "，"));
+}
+
+/** The keys below a chart: [{ text, heldOut, dashed }]. */
+export function legendOf(fields) {
+  const { sides, sources } = wordsFor(fields);
+  return [
+    ...(sources ?? []).map((text, i) => ({ text, heldOut: i === 1, dashed: false })),
+    ...(sides ?? []).map((text, i) => ({ text, heldOut: false, dashed: i === 1 })),
+  ];
 }

@@ -1,20 +1,21 @@
 // The training page: asks for the runs and their curves as they grow, and shows them.
 
+import { axisOf } from "./axes.js";
 import { Chart } from "./chart.js";
 import { ask, drawBar, element, store, stored, t } from "./common.js";
 import { Flags, Samples } from "./comparison.js";
-import { isDashed, isHeldOut, kindOf, panelsFor } from "./panels.js";
-import { RunList, timeWords } from "./run_list.js";
-import { RunData } from "./series.js";
-import { duration, roundTicks, short } from "./ticks.js";
+import { isDashed, isHeldOut, kindOf, legendOf, panelsFor } from "./panels.js";
+import { RunList } from "./run_list.js";
+import { extentOf, RunData } from "./series.js";
 
 const COLORS = 8; // runs at once, a colour each: --run-0 … in runs.css
-const POINTS = 400; // of a curve, each standing for what lies around it: about one for every pixel or two
+const POINTS = 400; // of a curve: one for every pixel or two, standing for what lies around it
 const BETWEEN_LOOKS = 2_000; // milliseconds, while a run that is shown is running
 const BETWEEN_LOOKS_AT_REST = 10_000;
 const SHARE_OF_TIME = 0.01; // that drawing may take of this thread: training needs the rest
 const BETWEEN_LISTS = 6_000;
 const PATIENCE = 30_000;
+const SMALLEST_VIEW = 1e-6; // of the whole x axis
 const SHOWN_AT_FIRST = 4;
 
 const state = {
@@ -107,10 +108,12 @@ async function look() {
   isLooking = true;
   let pause = BETWEEN_LOOKS_AT_REST;
   try {
-    if (performance.now() - state.listedAt > BETWEEN_LISTS) await lookAtList();
+    const isDue = performance.now() - state.listedAt > BETWEEN_LISTS;
+    if (isDue || !state.runs.length) await lookAtList();
     const hasMore = await lookAtData();
     const shown = state.runs.filter((run) => state.chosen.has(run.name));
-    if (shown.some((run) => run.state === "running")) pause = BETWEEN_LOOKS;
+    const isWaiting = !state.runs.length || shown.some((run) => run.state === "running");
+    if (isWaiting) pause = BETWEEN_LOOKS;
     const drawing = Math.min(...state.drawings) / SHARE_OF_TIME;
     pause = hasMore ? 0 : Math.min(Math.max(pause, drawing), BETWEEN_LOOKS_AT_REST);
     controls.problem.textContent = "";
@@ -161,6 +164,7 @@ async function lookAtData() {
   }
   const answer = await ask(`/runs/data?${query}`, patient());
   if (axis !== state.axis) return true; // changed meanwhile
+  const [, last] = extentOf(shownRuns().map((run) => run.data));
   let isNew = false;
   for (const run of answer.runs) {
     if (!state.chosen.has(run.name)) continue;
@@ -173,7 +177,7 @@ async function lookAtData() {
     if (before) Object.assign(before, run);
   }
   if (answer.gone.length) state.listedAt = -Infinity;
-  if (isNew && state.view) await lookCloser();
+  if (isNew && state.view && state.view[1] >= last) await lookCloser();
   if (isNew) redraw();
   else drawList();
   return answer.runs.some((run) => run.more);
@@ -246,6 +250,16 @@ function setAxis(axis) {
   lookSoon(0);
 }
 
+/** Show a part of x, within all that there is and not smaller than numbers can tell. */
+function zoom(low, high) {
+  const [first, last] = extentOf(shownRuns().map((run) => run.data));
+  const least = (last - first) * SMALLEST_VIEW;
+  const middle = Math.min(last, Math.max(first, (low + high) / 2));
+  const half = Math.max(high - low, least) / 2;
+  const view = [Math.max(first, middle - half), Math.min(last, middle + half)];
+  setView(view[0] === first && view[1] === last ? null : view);
+}
+
 async function setView(view) {
   state.view = view;
   state.detail.clear();
@@ -283,16 +297,17 @@ function shownRuns() {
   const listed = new Map(state.runs.map((run) => [run.name, run]));
   return [...state.chosen].flatMap(([name, color]) => {
     const data = state.data.get(name);
-    return data && listed.has(name) ? [{ name, color, data, started: listed.get(name).started }] : [];
+    const run = listed.get(name);
+    return data && run ? [{ name, color, data, started: run.started }] : [];
   });
 }
 
 function drawCharts(shown) {
   const fields = new Set(shown.flatMap((run) => [...run.data.fields.keys()]));
   const panels = panelsFor(fields);
-  const whole = extent(shown);
+  const whole = extentOf(shown.map((run) => run.data));
   const view = state.view ?? whole;
-  const axis = axisOf(shown, view);
+  const axis = axisOf(state.axis, shown.map((run) => run.data.unit), view);
   const width = (state.smoothing / 100) ** 2 * 0.1 * (view[1] - view[0]);
   controls.width.textContent = width > 0 ? `± ${axis.exact(width)}` : t("none", "无");
   controls.reset.hidden = !state.view;
@@ -301,6 +316,7 @@ function drawCharts(shown) {
   for (const panel of panels) {
     charts.get(panel.id).show({
       lines: linesOf(panel, shown, view),
+      legend: legendOf(panel.fields),
       view,
       axis,
       log: stored(`runs.log.${panel.id}`) === "yes",
@@ -330,7 +346,7 @@ function place(panels) {
 
 function makeChart(panel) {
   return new Chart({ ...panel, isWide: panel.id === "loss" }, {
-    zoom: (low, high) => setView([low, high]),
+    zoom,
     reset: () => setView(null),
     cursor: (x, from) => {
       for (const chart of charts.values()) chart.setCursor(x, chart === from);
@@ -365,41 +381,6 @@ function marksOf(shown) {
       return { x: event.step, text: `${name}${event.event} ${event.text}`.slice(0, 160) };
     }),
   );
-}
-
-/** The least and the largest x of all that is shown. */
-function extent(shown) {
-  let [low, high] = [Infinity, -Infinity];
-  for (const run of shown) {
-    for (const { x } of run.data.fields.values()) {
-      low = Math.min(low, x[0]);
-      high = Math.max(high, x.at(-1));
-    }
-  }
-  if (!(low <= high)) return [0, 1];
-  return low === high ? [low, low + 1] : [low, high];
-}
-
-/** How x is told: what it is, its round values, and a value in short and in full. */
-function axisOf(shown, view) {
-  if (state.axis === "time") return timeAxis(view);
-  const names = { tokens: t("tokens", "token 数"), pairs: t("pairs", "对"), examples: t("examples", "样本") };
-  const units = [...new Set(shown.map((run) => names[run.data.unit]).filter(Boolean))];
-  const name = state.axis === "step" ? t("step", "步") : units.join(", ");
-  return { name, ticks: roundTicks, format: short, exact: (x) => Math.round(x).toLocaleString("en") };
-}
-
-function timeAxis(view) {
-  const span = view[1] - view[0];
-  const words = timeWords();
-  const units = [[3600, words.h], [60, words.min], [1, words.s]];
-  const [size, name] = units.find(([seconds]) => span >= 2 * seconds) ?? units[2];
-  return {
-    name,
-    ticks: (low, high, count) => roundTicks(low / size, high / size, count).map((x) => x * size),
-    format: (x) => short(x / size),
-    exact: (x) => (x < 60 ? `${Number(x.toPrecision(3))} ${words.s}` : duration(x, words)),
-  };
 }
 
 new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });

@@ -42,6 +42,19 @@ export class RunData {
   }
 }
 
+/** The least and the largest x of some runs' data, never the same. */
+export function extentOf(runs) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const { fields } of runs) {
+    for (const { x } of fields.values()) {
+      low = Math.min(low, x[0]);
+      high = Math.max(high, x.at(-1));
+    }
+  }
+  if (!(low <= high)) return [0, 1];
+  return low === high ? [low, low + 1] : [low, high];
+}
+
 /**
  * Means over neighbours, near ones counting more: exp(-distance / width) on both sides.
  * So that points lie no further right or left than they were.
