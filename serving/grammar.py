@@ -70,10 +70,7 @@ class GrammarMatcher:
 
     def _raise_error(self):
         if self._matcher.is_error():
-            message = shown(self._matcher.get_error().partition("\n")[0])
-            if message.startswith("oneOf"):
-                message = "oneOf is supported where the types or constants tell which it is"
-            raise ValueError(message)
+            raise ValueError(shown(self._matcher.get_error().partition("\n")[0]))
 
 
 class Grammars:

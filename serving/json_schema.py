@@ -17,6 +17,7 @@ it allows are never written:
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import deque
@@ -86,7 +87,7 @@ class Size:
 def plain_schema(schema: object, size: Size, prefix: str = "") -> dict:
     """A schema of few forms that allows nothing the given one does not. Raises BadSchema.
 
-    Forms: {"$ref": "#/$defs/…"}, {"anyOf" or "oneOf": [...]}, {"enum": [...]}, and one "type" with
+    Forms: {"$ref": "#/$defs/…"}, {"anyOf": [...]}, {"enum": [...]}, and one "type" with
     all bounds that it can have. Definitions stand at the top; prefix: what their names begin with.
     size: of the request's other schemas; this one's is added
     """
@@ -178,8 +179,25 @@ class _Reader:
         options = as_list(value, where, key)
         if not options:
             raise BadSchema(f"{where}: expected at least one schema in {key}")
-        return {key: [self.read(option, f"{where}/{key}/{i}", depth + 1)
-                      for i, option in enumerate(options)]}  # fmt: skip
+        found = [self.read(one, f"{where}/{key}/{i}", depth + 1) for i, one in enumerate(options)]
+        # what is read allows less than what was given: only of that it can be said that never two
+        # of the options are satisfied
+        if key == "oneOf":
+            given = [self._resolved(one) for one in options]
+            if not all(_are_apart(a, b) for a, b in itertools.combinations(given, 2)):
+                raise BadSchema(
+                    f"{where}: oneOf is supported where types, constants or a required property "
+                    "that is a constant tell which of them it is; anyOf needs none of these"
+                )
+        return {"anyOf": found}
+
+    def _resolved(self, schema: object) -> object:
+        """What a schema refers to, or itself."""
+        for _ in range(DEEPEST):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                break
+            schema = self._found(unquote(schema["$ref"][1:]))
+        return schema
 
     def _values(self, given: dict, where: str) -> dict:
         values = as_list(given["enum"], where, "enum") if "enum" in given else [given["const"]]
@@ -240,9 +258,10 @@ class _Reader:
         if not isinstance(properties, dict):
             raise BadSchema(f"{where}: expected an object as properties, got {short(properties)}")
         self.size.add(where, len(properties))
-        required = list(dict.fromkeys(as_list(given.get("required", []), where, "required")))
+        required = as_list(given.get("required", []), where, "required")
         if not all(isinstance(name, str) for name in required):
             raise BadSchema(f"{where}: expected names in required")
+        required = list(dict.fromkeys(required))
         more = given.get("additionalProperties", "properties" not in given)
         others = False
         if more is not False:
@@ -272,20 +291,51 @@ class _Reader:
         return found
 
 
+def _are_apart(a: object, b: object) -> bool:
+    """Whether two schemas, as a client gave them, certainly have no instance in common."""
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return False
+    values, others = _constants(a), _constants(b)
+    if values is not None and others is not None:
+        return not any(value == other for value in values for other in others)
+    if "type" not in a or "type" not in b:
+        return False
+    kinds, more = (
+        {"number" if kind == "integer" else kind for kind in _kinds(one, "")} for one in (a, b)
+    )
+    if not kinds & more:
+        return True
+    if kinds | more != {"object"}:
+        return False
+    both = set(a.get("required", ())) & set(b.get("required", ()))
+    inner = [[one.get("properties", {}).get(name) for one in (a, b)] for name in both]
+    return any(
+        isinstance(one, dict)
+        and isinstance(other, dict)
+        and None not in (_constants(one), _constants(other))
+        and _are_apart(one, other)
+        for one, other in inner
+    )
+
+
+def _constants(schema: dict) -> list | None:
+    """The values of which an instance is one, or None."""
+    return [schema["const"]] if "const" in schema else schema.get("enum")
+
+
 def _kinds(given: dict, where: str) -> list[str]:
     """The types that a schema names, or else those that its keywords are about."""
-    types = given.get("type")
-    if types is None:
+    if "type" not in given:
         kinds = [kind for kind, words in KEYWORDS.items() if given.keys() & words]
         return [kind for kind in kinds if kind != "integer"]
-    types = list(
-        dict.fromkeys([types] if isinstance(types, str) else as_list(types, where, "type"))
-    )
+    types = given["type"]
+    types = [types] if isinstance(types, str) else as_list(types, where, "type")
     for kind in types:
         if not isinstance(kind, str) or kind not in KEYWORDS:
             raise BadSchema(f"{where}: expected a type of JSON, got {short(kind)}")
     if not types:
         raise BadSchema(f"{where}: expected a type, got none")
+    types = list(dict.fromkeys(types))
     return [kind for kind in types if kind != "integer" or "number" not in types]
 
 
@@ -306,7 +356,7 @@ def _ending(definitions: dict[str, dict]) -> set[str]:
     def ends(schema: dict) -> bool:
         if "$ref" in schema:
             return schema["$ref"].removeprefix("#/$defs/") in known
-        if options := schema.get("anyOf") or schema.get("oneOf"):
+        if options := schema.get("anyOf"):
             return any(map(ends, options))
         if schema.get("type") == "array":
             first = schema.get("prefixItems", [])
@@ -337,7 +387,7 @@ def _references(schema: object) -> Iterator[str]:
     if isinstance(schema, dict) and "enum" not in schema:
         if "$ref" in schema:
             yield schema["$ref"].removeprefix("#/$defs/")
-        for key in ("anyOf", "oneOf", "prefixItems"):
+        for key in ("anyOf", "prefixItems"):
             for one in schema.get(key, ()):
                 yield from _references(one)
         for key in ("items", "additionalProperties"):

@@ -57,7 +57,7 @@ def string_schema(given: dict, where: str) -> dict:
     if pattern is not None and name is not None:
         raise BadSchema(f"{where}: pattern and format are not supported together")
     if name is not None:
-        if name not in FORMATS:
+        if not isinstance(name, str) or name not in FORMATS:
             raise BadSchema(f"{where}: the format {short(name)} is not supported here, only "
                             + ", ".join(sorted(FORMATS)))  # fmt: skip
         found["format"] = name

@@ -26,7 +26,7 @@ from model.engine import Engine, Request
 from model.model import MiniMindLM
 from model.sampling import Sampling
 from serving.grammar import Grammars, answer_grammar, call_schema
-from serving.json_schema import Size, plain_schema
+from serving.json_schema import KNOWN, Size, plain_schema
 from serving.schema_values import BadSchema
 
 PADDING = 32  # ids of the model that the tokenizer does not know
@@ -316,6 +316,25 @@ def test_numbers_keep_their_bounds(schema, seed):
         jsonschema_rs.validator_for(schema).validate(json.loads(text))
 
 
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=3)
+    | st.sampled_from(["object", "string", "#", "#/$defs/a", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from([*sorted(KNOWN), "$defs", "a"]), inner, max_size=4),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from([*sorted(KNOWN), "$defs"]), junk, max_size=4))
+def test_junk_is_refused_in_one_line_or_followed(schema):
+    """Whatever stands at a keyword's place: a ValueError, or a grammar with a first mask."""
+    grammars, tokenizer = BY_HYPOTHESIS
+    try:
+        grammars.check(content(tokenizer, schema))
+    except ValueError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+
+
 BY_HYPOTHESIS = None  # what hypothesis cannot have as a fixture
 
 
@@ -349,6 +368,13 @@ REFUSED = [
     ({"type": "array", "minItems": 10**9}, "minItems"),
     ({"type": "integer", "multipleOf": 999_983}, "multipleOf"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+    ({"oneOf": [{"const": 1}, {"enum": ["a", 1.0]}]}, "oneOf"),
+    # what is written for the second satisfies the first one, too
+    ({"oneOf": [
+        {"type": "object", "properties": {}},
+        {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
+    ]}, "oneOf"),
+    ({"oneOf": [{"maxLength": 3}, {"maximum": 3}]}, "oneOf"),
     ({"type": "integer", "minimum": 10**20}, "no number"),
     ({"const": 2**53}, "15 digits"),
     ({"enum": []}, "enum"),
