@@ -119,8 +119,8 @@ class _Reader:
         """What refers to the schema at a JSON pointer, which will be read in its turn."""
         if pointer not in self._names:
             name = self._names[pointer] = f"{self.prefix}d{len(self._names)}"
-            self.places[name] = f"#{pointer}"
-            self.waiting.append((name, self._found(pointer), f"#{pointer}"))
+            where = self.places[name] = json.dumps("#" + pointer)[1:-1][:200]
+            self.waiting.append((name, self._found(pointer), where))
         return {"$ref": f"#/$defs/{self._names[pointer]}"}
 
     def anything(self, levels: int = LEVELS_OF_ANYTHING) -> dict:
