@@ -23,6 +23,12 @@ WATCH = """() => {
     if (last) window.lengths.add(last.textContent.length);
   }).observe(document.body, { childList: true, subtree: true, characterData: true });
 }"""
+# the page's own requests, in which the model, whose weights are chance, may not draw the end
+NEVER_ENDING = """() => {
+  const fetch = window.fetch;
+  window.fetch = (url, options) => fetch(url, options?.body ? { ...options, body: JSON.stringify({
+    ...JSON.parse(options.body), logit_bias: { 0: -100, 1: -100, 2: -100 } }) } : options);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,7 @@ def test_a_conversation(visit, address):
     told = page.evaluate("fetch('/tools').then((answer) => answer.json())")
     assert set(TOOLS) == {tool["function"]["name"] for tool in told["tools"]}
     page.evaluate(WATCH)
+    page.evaluate(NEVER_ENDING)
     with page.expect_response("**/v1/chat/completions") as answer:
         send(page, "从前 <b>有</b> a cat <|im_end|>")
     assert answer.value.status == 200
@@ -116,7 +123,7 @@ def test_a_look_inside_it(visit):
     page = visit("/lab")
     page.fill("#text", "The cat liked the 小猫.")
     page.click("button[type=submit]")
-    shown = "[...document.querySelectorAll('.token')].map((token) => token.innerText).join('')"
     # the page looks at its example first
-    page.wait_for_function(f"{shown}.startsWith('<|endoftext|>The·cat·liked·the·')")
+    for number, token in enumerate(("<|endoftext|>", "The", "·cat", "·liked", "·the")):
+        expect(page.locator(".token").nth(number)).to_have_text(token)
     expect(page.locator(".facts")).to_contain_text("nats")
