@@ -22,7 +22,7 @@ from training.optimizers import build_optimizer, clip_gradients
 from training.policy import load_policy, load_reference, write_policy
 from training.prompts import prompt_datasets
 from training.rewards import make_rewards
-from training.rollouts import Rollouts, document_means, token_log_probs
+from training.rollouts import Rollouts, sequence_means, token_log_probs
 from training.run import Run
 
 SEQ_LEN = 1024  # tokens of the longest prompt with its completion, and of a packed row
@@ -48,15 +48,14 @@ def token_weights(lengths, completions, tokens, args):
 
 
 def policy_loss(log_probs, rows, args):
-    """The loss of every token [B, T], and what is to be logged of each, by name.
+    """The loss of every token [n], and what is to be logged of each, by name.
 
-    log_probs  [B, T] of the tokens under the policy
-    rows       .old, .reference: the same when they were sampled, and under the reference; constants
-               .advantages, .mask, .document_ids: [B, T] too
+    log_probs  [n], of the tokens under the policy
+    rows       their old and their reference's log_probs, advantages and completions (`Rows`)
     """
     log_ratio = log_probs - rows.old
     if args.loss == "gspo":  # Zheng et al. 2025: one ratio for all tokens of a completion
-        log_ratio = document_means(log_ratio, rows.mask, rows.document_ids)
+        log_ratio = sequence_means(log_ratio, rows)
     ratio, advantages = log_ratio.exp(), rows.advantages
     low, high = args.epsilon, args.epsilon_high
     if (
@@ -106,8 +105,10 @@ def parts_of_the_loss(args) -> dict:
     low, high = EPSILONS.get(args.loss, (0.2, 0.2))
     args.epsilon = low if args.epsilon is None else args.epsilon
     args.epsilon_high = high if args.epsilon_high is None else args.epsilon_high
-    names = ("loss", "beta", "epsilon", "epsilon_high", "inner_updates", "num_generations",
-             "reward", "scale_rewards", "temperature", "max_new_tokens", "mask_truncated")  # fmt: skip
+    names = (
+        "loss", "beta", "epsilon", "epsilon_high", "inner_updates", "num_generations", "reward",
+        "scale_rewards", "temperature", "max_new_tokens", "mask_truncated",
+    )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 
@@ -168,7 +169,7 @@ def main():
             with run.gradient_sync():
                 # (12) forward, (13) the loss of every token, (14) the experts' auxiliary loss
                 with run.autocast:
-                    logits, aux_loss = parallel(rows.X, rows.document_ids)
+                    logits, aux_loss = parallel(rows.X, rows.document_ids, places=rows.places)
                 log_probs, entropy = log_probs_of(logits, rows.Y, args.temperature)
                 if rows.old is None:  # the first of the inner updates
                     rows.old = log_probs.detach()

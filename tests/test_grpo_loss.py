@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.oracle_models import open_there, our_model, random_numbers, save_here
-from train_grpo import EPSILONS, LOSSES, group_advantages, policy_loss, token_weights
+from train_grpo import EPSILONS, LOSSES, policy_loss, token_weights
 from training.rollouts import Rows, token_log_probs
 
 NUMBERS = random_numbers(1, vocab_size=512)
@@ -40,7 +40,7 @@ def completions(seed=0, count=12):
 
 
 def packed(samples, old, reference, args):
-    """All of them as one micro-batch of Rows [B, T], as many in a row as fit it, by hand."""
+    """All of them as one micro-batch of Rows of at most T tokens each, by hand."""
     kept = [i for i, (*_, is_masked) in enumerate(samples) if not is_masked]
     tokens = sum(len(samples[i][1]) for i in kept)
     rows, room = [[]], T
@@ -52,23 +52,29 @@ def packed(samples, old, reference, args):
         rows[-1].append(i)
         room -= needed
     B = len(rows)
-    X, Y, documents = (torch.zeros(B, T, dtype=torch.int64) for _ in range(3))
-    mask, advantages, weights, olds, references = (torch.zeros(B, T) for _ in range(5))
+    X, documents = (torch.zeros(B, T, dtype=torch.int64) for _ in range(2))
+    places, Y, sequences, advantages, weights = [], [], [], [], []
     for row, members in enumerate(rows):
         at = 0
         for document, i in enumerate(members, start=1):
             prompt, answer, advantage, _ = samples[i]
             ids = torch.tensor([*prompt, *answer])
-            end = at + len(ids) - 1
-            X[row, at:end], Y[row, at:end], documents[row, at:end] = ids[:-1], ids[1:], document
-            place = slice(end - len(answer), end)
-            mask[row, place], advantages[row, place] = 1, advantage
-            length = torch.tensor([float(len(answer))])
-            weights[row, place] = token_weights(length, len(samples), tokens, args)
-            olds[row, place], references[row, place] = old[i], reference[i]
+            end, length = at + len(ids) - 1, len(answer)
+            X[row, at:end], documents[row, at:end] = ids[:-1], document
+            places += range(row * T + end - length, row * T + end)
+            Y += answer
+            sequences += [i] * length
+            advantages += [advantage] * length
+            weight = token_weights(torch.tensor([float(length)]), len(samples), tokens, args)
+            weights += [weight.item()] * length
             at = end
-    share = torch.tensor(1.0)
-    return Rows(X, Y, mask, documents, advantages, weights, olds, share, {}, olds, references)
+    order = [i for members in rows for i in members]
+    n = len(Y)
+    return Rows(
+        X, documents, torch.tensor(places), torch.tensor(Y), torch.ones(n),
+        torch.tensor(sequences), torch.tensor(advantages), torch.tensor(weights), torch.zeros(n),
+        torch.tensor(1.0), {}, *(torch.cat([said[i] for i in order]) for said in (old, reference)),
+    )  # fmt: skip
 
 
 def padded(samples, old, reference):
@@ -140,13 +146,12 @@ def test_loss_and_gradients_equal_trl(tmp_path, trainer_for, loss, beta):
         args.epsilon_high = 1.2  # so that some are above it
 
     rows = packed(samples, old, reference, args)
-    log_probs, entropy = token_log_probs(
-        model(rows.X, rows.document_ids)[0], rows.Y, args.temperature
-    )
+    logits, _ = model(rows.X, rows.document_ids, places=rows.places)
+    log_probs, entropy = token_log_probs(logits, rows.Y, args.temperature)
     losses, values = policy_loss(log_probs, rows, args)
     ours = (losses * rows.weights).sum()
     ours.backward()
-    clipped = values["clipped"][rows.mask == 1].float().mean()
+    clipped = values["clipped"].float().mean()
     assert 0.05 < clipped < 0.95 and ("kl" in values) == (beta > 0)
 
     trainer = trainer_for(folder, args)

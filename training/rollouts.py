@@ -1,6 +1,6 @@
 """Completions sampled with the weights of this step, judged, and packed into rows to learn from.
 
-Shapes: B rows, T tokens of a row, V vocab_size.
+Shapes: B rows, T tokens of a row, n tokens of completions in them, V vocab_size.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,24 +43,29 @@ class Sample:
 
 @dataclass
 class Rows:
-    """A micro-batch of packed completions, and what its tokens count. Tensors are [B, T].
+    """A micro-batch of packed completions [B, T], and what its n tokens to learn from count.
 
-    X, Y          int64: a token and the one that follows it
-    mask          float32: 1 where Y is of a completion that is learned from, 0 in prompts
-    document_ids  int64: from 1 on in every row; 0 is filling
-    advantages    float32, those of a token's completion
-    weights       float32, what a token counts in the loss: parts of a mean over the whole update
-    sampled       float32: log-probabilities as the sampler had them
-    share         of the tokens of the update, over all ranks, that are masked in here
+    X             int64 [B, T]
+    document_ids  int64 [B, T]: from 1 on in every row; 0 is filling
+    places        int64 [n]: the positions that predict a completion's tokens, through all rows
+    Y             int64 [n]: these tokens
+    mask          float32 [n]: 1; 0 where, for the compiler's sake, a place is none of those
+    sequences     int64 [n], below n: which tokens are of one completion
+    advantages    float32 [n], those of a token's completion
+    weights       float32 [n], what a token counts in the loss: parts of a mean over all the update
+    sampled       float32 [n]: log-probabilities as the sampler had them
+    share         of the tokens of the update, over all ranks, that are in here
     figures       parts of what is logged of the update; they add up over micro-batches and ranks
-    old           log-probabilities in the first of the inner updates; None before
-    reference     those under the reference, where there is one
+    old           float32 [n]: log-probabilities in the first of the inner updates; None before
+    reference     float32 [n]: those under the reference, where there is one
     """
 
     X: Tensor
+    document_ids: Tensor
+    places: Tensor
     Y: Tensor
     mask: Tensor
-    document_ids: Tensor
+    sequences: Tensor
     advantages: Tensor
     weights: Tensor
     sampled: Tensor
@@ -69,41 +75,38 @@ class Rows:
     reference: Tensor | None = None
 
     def means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of values [B, T] of tokens: parts of their means over the tokens of the whole update."""
+        """Of values [n]: parts of their means over the tokens of the whole update."""
         share = self.share / self.mask.sum().clamp(min=1)
         return {name: (v.detach() * self.mask).sum() * share for name, v in values.items()}
 
 
 def token_log_probs(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log p of every token and the entropy it was drawn from, in nats: float32 [B, T] each.
+    """log p of every token and the entropy it was drawn from, in nats: float32 [n] each.
 
-    Of the distribution softmax(logits / temperature) that is sampled from; logits [B, T, V]. The
+    Of the distribution softmax(logits / temperature) that is sampled from; logits [n, V]. The
     entropy is only looked at: no gradient goes through it.
     """
     logits = logits if temperature == 1 else logits / temperature
-    return -token_cross_entropy(logits, Y), _entropy(logits)
+    return -token_cross_entropy(logits[None], Y[None])[0], _entropy(logits)
 
 
 @torch.no_grad()
 def _entropy(logits: Tensor) -> Tensor:
-    flat = logits.detach().flatten(0, 1)  # [B·T, V]
-    rows = max(1, CHUNK // flat.shape[1])
+    """[n] from logits [n, V]: log Σ exp(z) - Σ p z."""
     parts = []
-    for chunk in (flat,) if torch.compiler.is_compiling() else flat.split(rows):
-        scores = chunk.float().log_softmax(-1)
-        parts.append(-(scores.exp() * scores).sum(-1))
-    return torch.cat(parts).view(logits.shape[:2])
+    for chunk in logits.detach().split(max(1, CHUNK // logits.shape[1])):
+        scores = chunk.float()
+        total = scores.logsumexp(-1)
+        parts.append(total - ((scores - total[:, None]).exp_().mul_(scores)).sum(-1))
+    return torch.cat(parts)
 
 
-def document_means(values: Tensor, mask: Tensor, document_ids: Tensor) -> Tensor:
-    """At every token the mean of its document's values where the mask is 1: [B, T].
-
-    document_ids int64 [B, T], below T + 1. A document that is masked out has mean 0.
-    """
-    zeros = values.new_zeros(len(values), values.shape[1] + 1)
-    sums = zeros.scatter_add(1, document_ids, values * mask)
-    counts = zeros.scatter_add(1, document_ids, mask)
-    return (sums / counts.clamp(min=1)).gather(1, document_ids)
+def sequence_means(values: Tensor, rows: Rows) -> Tensor:
+    """At every token the mean of its completion's values: [n], gradients through all of them."""
+    zeros = values.new_zeros(len(values))
+    sums = zeros.scatter_add(0, rows.sequences, values * rows.mask)
+    counts = zeros.scatter_add(0, rows.sequences, rows.mask)
+    return (sums / counts.clamp(min=1))[rows.sequences]
 
 
 def decoding_copy(run) -> MiniMindLM:
@@ -254,49 +257,44 @@ class Rollouts:
         pairs = [(s.completion.prompt.ids, s.completion.ids) for s in samples]
         needed = np.array([len(prompt) + len(ids) - 1 for prompt, ids in pairs], dtype=np.int64)
         T, B = args.max_seq_len, args.batch_size
-        is_compiled = run.compiled is not run.model
-        if not is_compiled:  # else all micro-batches have one shape
+        is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
+        if not is_compiled:
             T = min(T, -(-ROW_OF * int(needed.max(initial=8)) // 64) * 64)
             B = B * args.max_seq_len // T
         order, ends = best_fit(needed, T)
+        documents = np.split(order, ends[:-1]) if len(ends) else []
         count = torch.tensor(max(1, -(-len(ends) // B)), device=run.device)  # micro-batches
         if run.ranks.is_distributed:
             dist.all_reduce(count, dist.ReduceOp.MAX)
-        documents = np.split(order, ends[:-1]) if len(ends) else []
-        if not is_compiled:  # equally full, and none but of filling where there are rows enough
-            B = max(1, -(-len(ends) // int(count)))
-        batches = []
-        for first in range(0, int(count) * B, B):
-            rows = documents[first : first + B]
-            batches.append(
-                self._batch(samples, rows, max(len(rows), 1) if not is_compiled else B, T,
-                            advantages, weights, tokens)
-            )  # fmt: skip
-        return batches
+        count = int(count)
+        if not is_compiled:
+            B = max(1, -(-len(ends) // count))
+        make = partial(self._batch, samples, advantages, weights, tokens, (B, T), is_compiled)
+        return [make(documents[B * i : B * (i + 1)]) for i in range(count)]
 
-    def _batch(self, samples, rows, B: int, T: int, advantages, weights, tokens) -> Rows:
-        """A micro-batch of rows, each a list of the numbers of its samples."""
-        eos = self.tokenizer.eos_id
-        X, Y = np.full((B, T), eos, np.int64), np.full((B, T), eos, np.int64)
-        document_ids = np.zeros((B, T), np.int64)
-        mask, of_document, counted, sampled = np.zeros((4, B, T), np.float32)
+    def _batch(self, samples, advantages, weights, tokens, shape, is_compiled, rows) -> Rows:
+        """A micro-batch of rows, each a list of the numbers of its samples; the rest is filling."""
+        X, document_ids = np.full(shape, self.tokenizer.eos_id, np.int64), np.zeros(shape, np.int64)
+        Y, sequences = np.zeros((2, *shape), np.int64)
+        mask, of_sequence, counted, sampled = np.zeros((4, *shape), np.float32)
         for row, numbers in enumerate(rows):
             begin = 0
             for document, number in enumerate(numbers.tolist(), start=1):
                 completion = samples[number].completion
                 ids = [*completion.prompt.ids, *completion.ids]
                 end = begin + len(ids) - 1
-                answer = slice(end - len(completion.ids), end)
+                answer = row, slice(end - len(completion.ids), end)
                 X[row, begin:end], Y[row, begin:end] = ids[:-1], ids[1:]
                 document_ids[row, begin:end] = document
-                mask[row, answer], sampled[row, answer] = 1, samples[number].log_probs
-                of_document[row, answer] = advantages[number]
-                counted[row, answer] = weights[number]
+                mask[answer], sampled[answer] = 1, samples[number].log_probs
+                of_sequence[answer], counted[answer] = advantages[number], weights[number]
+                sequences[answer] = sequences.max() + 1
                 begin = end
-        tensors = (X, Y, mask, document_ids, of_document, counted, sampled)
+        places = np.arange(mask.size) if is_compiled else np.flatnonzero(mask)
+        told = (Y, mask, sequences, of_sequence, counted, sampled)
+        tensors = (X, document_ids, places, *(values.ravel()[places] for values in told))
         share = torch.tensor(mask.sum() / tokens, device=self.run.device)
-        moved = (torch.from_numpy(t).to(self.run.device) for t in tensors)
-        return Rows(*moved, share=share)
+        return Rows(*(torch.from_numpy(t).to(self.run.device) for t in tensors), share=share)
 
     @torch.no_grad()
     def ask_reference(self, reference: MiniMindLM | None, batches: list[Rows]):
@@ -307,7 +305,7 @@ class Rollouts:
         reference.eval()
         with lora.turned_off(reference), self.run.autocast:
             for rows in batches:
-                logits, _ = reference(rows.X, rows.document_ids)
+                logits, _ = reference(rows.X, rows.document_ids, places=rows.places)
                 rows.reference, _ = token_log_probs(logits, rows.Y, self.run.args.temperature)
         reference.train(was_training)
 
