@@ -41,7 +41,7 @@ def json_in(text: str) -> object:
 def _last_block(text: str) -> str:
     """What the last block between lines of ``` holds; the text itself without one."""
     found, block = text, None
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line.lstrip().startswith(FENCE):
             if block is not None:
                 block.append(line)

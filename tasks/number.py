@@ -25,7 +25,7 @@ TABLE |= {ord(minus): "-" for minus in "−﹣"} | {ord("￥"): "¥"}
 WIDE_COMMA = re.compile("(?<=[０-９])，(?=[０-９]{3})")
 PART = r"\{\s{0,9}([^{}\s]{1,99})\s{0,9}\}"
 FRAC = re.compile(rf"(\d?)\\[dt]?frac(?:{PART}{PART}|(\d)(\d))")
-RUN = re.compile(r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")
+RUN = re.compile(r"(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][+-]?\d+)?")
 WORDS = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s?\{[^{}]*\}")
 
 
@@ -129,10 +129,12 @@ def numbers_in(text: str) -> Iterator[Number]:
         begin, end = run.span()
         value = _value(run[0])
         at -= 1
-        if at >= 0 and value and text[runs[at].end() : begin].strip(" ") == "/":
+        if at >= 0 and value is not None and _is_slash(text, runs[at], begin):
             top = _value(runs[at][0])
-            is_chain = at > 0 and text[runs[at - 1].end() : runs[at].start()].strip(" ") == "/"
-            if top is not None and not is_chain:
+            if not value:
+                top = value = None
+                at -= 1
+            elif top is not None and not (at and _is_slash(text, runs[at - 1], runs[at].start())):
                 value, begin = top / value, runs[at].start()
                 at -= 1
                 if at >= 0 and value < 1 and text[runs[at].end() : begin] == " ":  # 1 1/2
@@ -147,6 +149,11 @@ def numbers_in(text: str) -> Iterator[Number]:
             continue
         behind = text[end : end + 2].lstrip(" ")
         yield Number(-value if _is_negative(text, begin) else value, behind[:1] == "%")
+
+
+def _is_slash(text: str, run: re.Match, end: int) -> bool:
+    """Whether nothing but a slash is between a run and a place."""
+    return end - run.end() < 9 and text[run.end() : end].strip(" ") == "/"
 
 
 def _value(run: str) -> Fraction | None:
@@ -171,4 +178,4 @@ def _is_negative(text: str, begin: int) -> bool:
     if place < 0 or text[place] != "-":
         return False
     before = text[place - 1] if place else " "
-    return not (before.isalnum() or before in ")]}%-")
+    return not ((before.isascii() and before.isalnum()) or before in ")]}%-")
