@@ -16,12 +16,12 @@ import torch
 
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited
+from tasks.rewards import make_rewards
 from training import checkpoint, cli
 from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer, clip_gradients
 from training.policy import load_policy, load_reference, write_policy
 from training.prompts import prompt_datasets
-from training.rewards import make_rewards
 from training.rollouts import Rollouts, sequence_means, token_log_probs
 from training.run import Run
 

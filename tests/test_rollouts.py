@@ -9,17 +9,18 @@ from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
 from model.sampling import Sampling
+from tasks.rewards import make_rewards
+from tasks.task import Prompt
 from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
 from training.distributed import Ranks
-from training.rewards import Prompt, make_rewards
 from training.rollouts import Rollouts, sample, token_log_probs
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
 
 
 def model_of(kind: str):
-    """A tiny model with the vocabulary of the tiny tokenizer: dense, with experts, or an adapter."""
+    """A tiny model for the tiny tokenizer: dense, with experts, or with an adapter."""
     model = our_model(random_numbers(1, moe=kind == "experts", vocab_size=512))
     if kind == "adapter":
         config = lora.LoRAConfig(4, lora_targets=("q_proj", "down_proj"))
@@ -202,7 +203,7 @@ def test_rows_hold_every_token_once(tokenizer, rollouts):
 
 
 def test_rewards_are_weighed_and_told_by_name(tokenizer, rollouts):
-    """The total is the weighted sum; each is logged by itself; groups without spread are counted."""
+    """The total is the weighted sum; each is logged by itself; groups without spread counted."""
     made = rollouts(model_of("dense"), ["number=1", "exact=0.5"], num_generations=2)
     groups = made.sample(list(enumerate(prompts_of(tokenizer, 2))))
     for sample_, text in zip((s for g in groups for s in g), ("It is 0", "0", "5", "6")):

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.demo_text import arithmetic
 from dataset.packing import held_out_items
+from dataset.records import Problems
 from dataset.tokenizer import Tokenizer
+from tasks.prompts import read_prompts, to_prompt
+from tasks.rewards import check_prompts
+from tasks.task import Prompt
 from training.distributed import local_main_first
-from training.evaluation import read_questions
-from training.rewards import Prompt
 
 
 class PromptDataset(Dataset):
@@ -64,19 +67,45 @@ class PromptDataset(Dataset):
 
 
 def prompt_datasets(args, tokenizer: Tokenizer, run) -> tuple[PromptDataset, PromptDataset | None]:
-    """(training, held out or None): prompts of --data_path, of --val_data_path or a fraction."""
+    """(training, held out or None): prompts of --data_path, of --val_data_path or a fraction.
 
-    def read(paths) -> list[Prompt]:
-        questions = [q for path in paths for q in read_questions(path, tokenizer)]
-        return [Prompt(q.text, q.prompt, q.answer) for q in questions]
+    Without --data_path they are the demo's sums. Raises ValueError if --reward can judge none.
+    """
+    problems = Problems()
 
-    longest = args.max_seq_len + 1 - args.max_new_tokens
+    def read(paths, flag) -> list[Prompt]:
+        return read_prompts(paths, tokenizer, flag, args.on_bad_record, problems)
+
     with local_main_first(run.ranks):
-        prompts = read(args.data_path)
-        if args.val_data_path:
-            held_out = read(args.val_data_path)
+        held_out = read(args.val_data_path, "--val_data_path") if args.val_data_path else []
+        if args.data_path:
+            prompts = read(args.data_path, "--data_path")
         else:
-            is_held_out = held_out_items((repr(p.ids).encode() for p in prompts), args.val_fraction)
+            prompts, own_held_out = demo_sums(tokenizer)
+            held_out = held_out or own_held_out
+        if args.on_bad_record == "stop":
+            problems.raise_if_any()
+        for line in [*problems.lines(), *check_prompts(args.reward, prompts)]:
+            run.say(line)
+        if not held_out:
+            contents = (repr(prompt.ids).encode() for prompt in prompts)
+            is_held_out = held_out_items(contents, args.val_fraction)
             held_out = [p for p, is_one in zip(prompts, is_held_out) if is_one]
             prompts = [p for p, is_one in zip(prompts, is_held_out) if not is_one]
+    longest = args.max_seq_len + 1 - args.max_new_tokens
     return PromptDataset(prompts, longest), PromptDataset(held_out, longest) if held_out else None
+
+
+def demo_sums(tokenizer: Tokenizer) -> tuple[list[Prompt], list[Prompt]]:
+    """The demo's arithmetic in words that its training files have, and in words that none has."""
+    both: list[list[Prompt]] = [[], []]
+    for lang in ("en", "zh"):
+        for equation in arithmetic.EQUATIONS:
+            answer = arithmetic.answer(equation, lang)
+            asked = arithmetic.training_questions(equation, lang)
+            held_out = [arithmetic.held_out_question(equation, lang)]
+            for prompts, questions in zip(both, (asked, held_out)):
+                for question in questions:
+                    fields = {"question": question, "answer": answer}
+                    prompts.append(to_prompt(tokenizer, True, False, None, fields))
+    return both[0], both[1]

@@ -17,16 +17,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dataset.best_fit import best_fit
-from dataset.chat import said_aloud, stop_ids
+from dataset.chat import stop_ids
 from dataset.tokenizer import Tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
 from model.engine import Engine, Request
 from model.model import MiniMindLM
 from model.sampling import Sampling
+from tasks.rewards import judged
+from tasks.task import Completion, Prompt, completion_of
 from training.distributed import sum_over_ranks, whole
 from training.losses import CHUNK, token_cross_entropy
-from training.rewards import Completion, Prompt
 
 ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
 SHOWN = 3  # held-out completions that a log line is followed by
@@ -157,12 +158,9 @@ def sample(
                 log_probs[id(drawn.request)].append(drawn.logprob.token)
     groups: list[list[Sample]] = [[] for _ in prompts]
     for at, request in enumerate(requests):
-        prompt = prompts[at % len(prompts)]
-        spoken = request.tokens[:-1] if request.ending == "stop" else request.tokens
-        text, raw = said_aloud(tokenizer, spoken), tokenizer.decode(spoken)
-        is_cut = request.ending != "stop"
-        completion = Completion(prompt, text, raw, request.tokens, is_cut)
-        groups[at % len(prompts)].append(Sample(completion, log_probs[id(request)]))
+        group, is_cut = at % len(prompts), request.ending != "stop"
+        completion = completion_of(tokenizer, prompts[group], request.tokens, is_cut)
+        groups[group].append(Sample(completion, log_probs[id(request)]))
     return groups
 
 
@@ -208,12 +206,9 @@ class Rollouts:
     def judge(self, groups: list[list[Sample]]) -> Tensor:
         """float32 [prompts, completions]: the weighted sum of the rewards of each completion."""
         samples = [sample for group in groups for sample in group]
-        completions = [sample.completion for sample in samples]
-        by_reward = [function(completions) for _, _, function in self.rewards] if samples else []
-        for sample, *values in zip(samples, *by_reward):
+        totals, parts = judged(self.rewards, [sample.completion for sample in samples])
+        for sample, *values in zip(samples, *parts.values()):
             sample.rewards = values
-        weights = [weight for _, weight, _ in self.rewards]
-        totals = [sum(w * r for w, r in zip(weights, sample.rewards)) for sample in samples]
         return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1 if groups else 0)
 
     def rows(
