@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dataset.best_fit import best_fit
 from dataset.chat import stop_ids
@@ -27,7 +28,7 @@ from model.sampling import Sampling
 from tasks.rewards import judged
 from tasks.task import Completion, Prompt, completion_of
 from training.distributed import sum_over_ranks, whole
-from training.losses import CHUNK, token_cross_entropy
+from training.losses import CHUNK
 
 ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
 SHOWN = 3  # held-out completions that a log line is followed by
@@ -87,19 +88,20 @@ def token_log_probs(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tens
     Of the distribution softmax(logits / temperature) that is sampled from; logits [n, V]. The
     entropy is only looked at: no gradient goes through it.
     """
-    logits = logits if temperature == 1 else logits / temperature
-    return -token_cross_entropy(logits[None], Y[None])[0], _entropy(logits)
+    if torch.compiler.is_compiling() or logits.numel() <= CHUNK:
+        return _told(logits, Y, temperature)
+    rows = max(1, CHUNK // logits.shape[1])  # of large ones no copy exists as a whole
+    chunks = zip(logits.split(rows), Y.split(rows))
+    parts = [checkpoint(_told, *chunk, temperature, use_reentrant=False) for chunk in chunks]
+    log_probs, entropies = zip(*parts)
+    return torch.cat(log_probs), torch.cat(entropies)
 
 
-@torch.no_grad()
-def _entropy(logits: Tensor) -> Tensor:
-    """[n] from logits [n, V]: log Σ exp(z) - Σ p z."""
-    parts = []
-    for chunk in logits.detach().split(max(1, CHUNK // logits.shape[1])):
-        scores = chunk.float()
-        total = scores.logsumexp(-1)
-        parts.append(total - ((scores - total[:, None]).exp_().mul_(scores)).sum(-1))
-    return torch.cat(parts)
+def _told(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    scores = (logits.float() / temperature).log_softmax(-1)  # [n, V]
+    with torch.no_grad():
+        entropy = -(scores.exp() * scores).sum(-1)
+    return scores.gather(1, Y[:, None])[:, 0], entropy
 
 
 def sequence_means(values: Tensor, rows: Rows) -> Tensor:
@@ -206,10 +208,12 @@ class Rollouts:
     def judge(self, groups: list[list[Sample]]) -> Tensor:
         """float32 [prompts, completions]: the weighted sum of the rewards of each completion."""
         samples = [sample for group in groups for sample in group]
+        if not samples:
+            return torch.zeros(0, self.run.args.num_generations)
         totals, parts = judged(self.rewards, [sample.completion for sample in samples])
         for sample, *values in zip(samples, *parts.values()):
             sample.rewards = values
-        return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1 if groups else 0)
+        return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
 
     def rows(
         self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable
@@ -231,7 +235,7 @@ class Rollouts:
         weights = weights_of(lengths, completions, max(tokens, 1), args)
         batches = self._packed(told, of_told, weights, max(tokens, 1))
         names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
-        parts = torch.tensor([s.rewards for s in samples]).view(len(samples), -1).sum(0)
+        parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
         spread = rewards.std(-1)  # of each group
         figures = {
             "reward": rewards.sum() / completions,
