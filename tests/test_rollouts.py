@@ -200,6 +200,37 @@ def test_rows_hold_every_token_once(tokenizer, rollouts):
         assert figures["reward_std"] == pytest.approx(1.29099, rel=1e-4)  # of 0, 1, 2, 3
 
 
+@pytest.mark.parametrize("loss", ["grpo", "gspo", "dapo"])
+def test_rows_of_one_shape_are_the_same(tokenizer, rollouts, loss):
+    """What is filled up for the compiler has the loss, gradient and figures of what is not."""
+    told = []
+    for is_compiled in (False, True):
+        made = rollouts(model_of("dense"), loss=loss, beta=0.1, max_new_tokens=9)
+        model = made.run.model
+        made.run.compiled = None if is_compiled else model
+        groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+        made.judge(groups)
+        rewards = torch.arange(20.0).view(5, 4) % 7
+        advantages = group_advantages(rewards, made.run.args)
+        batches = made.rows(groups, rewards, advantages, token_weights)
+        shapes = {(rows.X.shape, rows.Y.shape) for rows in batches}
+        assert len(shapes) == 1 or not is_compiled
+        total, figures = 0.0, {}
+        for rows in batches:
+            logits, _ = model(rows.X, rows.document_ids, places=rows.places)
+            log_probs, entropy = token_log_probs(logits, rows.Y, 1.0)
+            rows.old, rows.reference = log_probs.detach() - 0.1, log_probs.detach() + 0.2
+            losses, values = policy_loss(log_probs, rows, made.run.args)
+            total = total + (losses * rows.weights).sum()
+            for name, part in rows.means(values | {"entropy": entropy}).items():
+                figures[name] = figures.get(name, 0) + part.item()
+        total.backward()
+        told.append((total.item(), figures, [p.grad for p in model.parameters()]))
+    (a, figures_a, grads_a), (b, figures_b, grads_b) = told
+    assert a == pytest.approx(b, rel=1e-5) and figures_a == pytest.approx(figures_b, rel=1e-5)
+    torch.testing.assert_close(grads_a, grads_b, rtol=1e-4, atol=1e-6)
+
+
 def test_rewards_are_weighed_and_told_by_name(tokenizer, rollouts):
     """The total is the weighted sum; each is logged by itself; groups without spread counted."""
     made = rollouts(model_of("dense"), ["number=1", "exact=0.5"], num_generations=2)
