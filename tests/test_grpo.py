@@ -100,9 +100,14 @@ def test_a_stopped_run_goes_on(tmp_path, flags):
     assert process.returncode == 143 and "stopped by SIGTERM after step" in rest, rest
 
 
-@pytest.mark.parametrize("more", [["--learning_rate", 3e-3], ["--lora_rank", 4, "--learning_rate",
-                                  3e-2, "--loss", "dapo"], ["--learning_rate", 3e-3, "--loss",
-                                  "cispo", "--inner_updates", 2]])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--learning_rate", 3e-3],
+        ["--learning_rate", 3e-3, "--loss", "cispo", "--inner_updates", 2],
+        ["--learning_rate", 0.1, "--lora_rank", 8, "--lora_alpha", 64, "--loss", "dapo"],
+    ],
+)
 def test_it_learns(monkeypatch, tmp_path, flags, more):
     """Rewarded tokens become likelier: the mean reward of training and held-out prompts rises."""
     train(monkeypatch, tmp_path / "run", *flags["grpo"], "--dropout", 0, "--max_steps", 24,
