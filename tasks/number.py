@@ -26,6 +26,8 @@ WIDE_COMMA = re.compile("(?<=[０-９])，(?=[０-９]{3})")
 PART = r"\{\s{0,9}([^{}\s]{1,99})\s{0,9}\}"
 FRAC = re.compile(rf"(\d?)\\[dt]?frac(?:{PART}{PART}|(\d)(\d))")
 RUN = re.compile(r"(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][+-]?\d+)?")
+LATEX = {"{,}": ",", "\\!": "", "\\,": "", "\\;": " ", "\\ ": " ", "\\$": "$", "\\%": "%",
+         "^{\\circ}": "°", "^\\circ": "°"}  # fmt: skip
 WORDS = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s?\{[^{}]*\}")
 
 
@@ -98,7 +100,7 @@ def _plain(text: str) -> str:
     text = WIDE_COMMA.sub(",", text).translate(TABLE)
     if "\\" in text or "{,}" in text:
         text = FRAC.sub(_slashed, text)
-        for latex, meant in (("{,}", ","), ("\\!", ""), ("\\,", ""), ("\\$", "$"), ("\\%", "%")):
+        for latex, meant in LATEX.items():
             text = text.replace(latex, meant)
     return text
 
