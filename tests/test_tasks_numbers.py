@@ -33,7 +33,8 @@ KNOWN = [
     (r"It is \boxed{42}, not 43", 42), (r"\boxed{1} or \boxed{2}", 2),
     (r"\boxed{x = 5 \text{ km}}", 5), (r"\boxed{\$1,200}", 1200), (r"\boxed{\text{3 cats}: 4}", 4),
     (r"\boxed{5\sqrt{2}} 5", None), (r"\boxed{(3, 4)}", None), (r"\boxed{10^{3}}", None),
-    (r"\boxed{} 7", None), (r"\boxed{7", 7), (r"\boxed{45^\circ}", 45), ("10^3", None), ("CO2", None),
+    (r"\boxed{} 7", None), (r"\boxed{7", 7), (r"\boxed{45^\circ}", 45), ("10^3", None),
+    ("CO2", None), ("(3)-2", 2), ("5%-3", 3), ("1e999", None), ("#### 1\n#### 2", 2),
     ("x_1", None), ("none", None), ("", None), ("seven", None), ("三", None), ("1e999999999", None),
     ("9" * 1001, None), ("1.2.3", 3), ("٣", 3), ("½", None), ("3²", 3), ("#### ", None),
 ]  # fmt: skip
