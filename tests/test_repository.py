@@ -15,6 +15,7 @@ import train_full_sft
 import train_kto
 import train_lora
 import train_pretrain
+import train_reward
 import train_tokenizer
 from benchmarks import (
     bench_checkpoint,
@@ -40,6 +41,7 @@ PARSERS = {
     "train_lora.py": train_lora.parse_args,
     "train_dpo.py": train_dpo.parse_args,
     "train_kto.py": train_kto.parse_args,
+    "train_reward.py": train_reward.parse_args,
     "eval_model.py": eval_model.parse_args,
     "serve_model.py": serve_model.parse_args,
     "scripts/demo_table.py": demo_table.parse_args,
@@ -121,6 +123,7 @@ TRAINING = [
     "train_lora.py",
     "train_dpo.py",
     "train_kto.py",
+    "train_reward.py",
 ]
 
 

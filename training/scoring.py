@@ -1,0 +1,50 @@
+"""Reward models in runs: how one begins, how its folder is written, and how it scores answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataset.chat import encode_conversation
+from dataset.tokenizer import Tokenizer
+from model.hf_format import Inherited, is_reward_model, load_config, load_model
+from model.reward_model import (
+    RewardModel,
+    from_language_model,
+    load_reward_model,
+    save_reward_model,
+    score_sequences,
+)
+from training.run import Run
+
+
+def load_scorer(run: Run, checkpoint: Path | None = None) -> RewardModel:
+    """The model as the run began with it, or as a checkpoint of the run has it; not yet placed.
+
+    --init_from is a language model, which gets a fresh head, or a reward model to train further.
+    """
+    folder, exact = checkpoint or run.args.init_from, run.exact_weights if checkpoint else None
+    if is_reward_model(folder):
+        return load_reward_model(folder, run.home, config=run.config, weights_file=exact)
+    tied = load_config(folder).tie_word_embeddings
+    config = run.config.with_changes(tie_word_embeddings=tied)
+    return from_language_model(load_model(folder, run.home, config=config), run.args.seed)
+
+
+def write_scorer(run: Run, tokenizer: Tokenizer, base: Inherited, folder: Path, weights: dict):
+    """Write a reward model's folder. base: what `hf_format.inherited` said of --init_from."""
+    pad = tokenizer.control_tokens.get(tokenizer.special_tokens.get("pad_token"), tokenizer.eos_id)
+    save_reward_model(run.model, folder, pad, tokenizer.eos_id, weights, base)
+    tokenizer.save(folder, chat_template=True)
+
+
+def score_conversations(
+    model: RewardModel, tokenizer: Tokenizer, conversations: list[list[dict]], batch_size: int = 16,
+    tools: list[list | None] | None = None,
+) -> list[float]:  # fmt: skip
+    """The score of each conversation, messages in their checked form, which an answer ends.
+
+    tokenizer: of the model's folder, whose chat template renders them. tools: of each, if any.
+    """
+    tools = tools or [None] * len(conversations)
+    ids = [encode_conversation(tokenizer, c, t).ids for c, t in zip(conversations, tools)]
+    return score_sequences(model, ids, batch_size)
