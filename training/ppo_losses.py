@@ -41,7 +41,7 @@ def gae(
     deltas = (rewards + gamma * goes_on * _next(values) - values) * mask
     advantages, last = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
     for t in reversed(range(deltas.shape[1])):
-        last = deltas[:, t] + gamma * lam * goes_on[:, t] * last
+        last = deltas[:, t] + gamma * lam * (goes_on * mask)[:, t] * last
         advantages[:, t] = last
     return advantages, (advantages + values) * mask
 
