@@ -34,7 +34,7 @@ from training import cli
 from training.losses import document_scores
 from training.reference import pair_log_probs
 from training.run_log import SPEEDS
-from training.scoring import score_conversations
+from training.scoring import model_reward, score_conversations
 
 NUMBERS = random_numbers(1, vocab_size=512)
 PAD, EOS = 0, 0
@@ -363,3 +363,23 @@ def test_folder_is_that_of_an_edited_model(monkeypatch, tmp_path):
     assert score_sequences(load_reward_model(folder), [[1, 2]]) == pytest.approx(
         score_sequences(our_scorer(), [[1, 2]])
     )
+
+
+def test_completions_are_scored_as_conversations(tmp_path, tiny_tokenizer_dir):
+    """`--reward model=FOLDER`: a completion's ids become a message; cut or not, it is ended."""
+    folder, tokenizer = saved(our_scorer(), tmp_path / "scorer"), load_tokenizer(tiny_tokenizer_dir)
+    tokenizer.chat_template = NO_THINKING
+    tokenizer.save(folder)
+    question, end = [say("user", "What is it?")], tokenizer.control_id("<|im_end|>")
+    prompt = SimpleNamespace(messages=question, tools=None)
+    said = tokenizer.encode_text("It is a cat.")
+    completions = [
+        SimpleNamespace(prompt=prompt, ids=ids) for ids in ([*said, end], said, [*said, *said])
+    ]
+    scores = model_reward(tokenizer)(folder)(completions)
+    answers = [[*question, say("assistant", text)] for text in ("It is a cat.", "It is a cat." * 2)]
+    expected = score_conversations(load_reward_model(folder), tokenizer, answers)
+    assert scores == pytest.approx([expected[0], expected[0], expected[1]], abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-3
+    with pytest.raises(ValueError, match="--reward model="):
+        model_reward(tokenizer)(tmp_path / "nothing")

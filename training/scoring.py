@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from dataset.chat import encode_conversation
-from dataset.tokenizer import Tokenizer
+from dataset.chat import encode_conversation, parse_answer, thinks_in
+from dataset.tokenizer import Tokenizer, load_tokenizer
 from model.hf_format import Inherited, is_reward_model, load_config, load_model
 from model.reward_model import (
     RewardModel,
@@ -14,6 +15,7 @@ from model.reward_model import (
     save_reward_model,
     score_sequences,
 )
+from training import checkpoint
 from training.run import Run
 
 
@@ -48,3 +50,31 @@ def score_conversations(
     tools = tools or [None] * len(conversations)
     ids = [encode_conversation(tokenizer, c, t).ids for c, t in zip(conversations, tools)]
     return score_sequences(model, ids, batch_size)
+
+
+def model_reward(tokenizer: Tokenizer, device="cpu", batch_size: int = 16) -> Callable:
+    """What tasks.rewards.make_rewards makes a reward of: a folder → scores of completions.
+
+    tokenizer: of the model that the completions are from. An answer is read as the message that it
+    is, so that the reward model may have another tokenizer and template; thoughts that this
+    template has no place for are left out. One that was cut off is read as if it had ended there.
+    """
+
+    def reward_of(folder: Path) -> Callable:
+        folder = checkpoint.model_folder(folder, "--reward model=")
+        model, its_tokenizer = load_reward_model(folder, device), load_tokenizer(folder)
+
+        def answer(completion) -> dict:
+            message = parse_answer(tokenizer, completion.ids)
+            if thinks_in(its_tokenizer) is False:
+                message.pop("reasoning_content", None)
+            return message
+
+        def score(completions: list) -> list[float]:
+            conversations = [[*c.prompt.messages, answer(c)] for c in completions]
+            tools = [c.prompt.tools for c in completions]
+            return score_conversations(model, its_tokenizer, conversations, batch_size, tools)
+
+        return score
+
+    return reward_of
