@@ -156,7 +156,7 @@ def main():
             advantages = group_advantages(rewards, args)
             batches = rollouts.rows(groups, rewards, advantages, token_weights)
             rollouts.ask_reference(reference, batches)
-            yield from run.inner_updates(batches, args.inner_updates)
+            yield from run.inner_updates([batches] * args.inner_updates)
 
     # (10) for every epoch, for every batch
     for epoch in run.epochs():
