@@ -97,7 +97,8 @@ def main():
 
     # (3) under torchrun: join the process group, take this rank's device
     numbers = {name: getattr(args, name) for name in IDENTITY}
-    run = Run(args, config, critic_sha256=weights_sha256(args.critic_from), **numbers)
+    critic_from = f"the critic with the SHA-256 {weights_sha256(args.critic_from)[:12]}…"
+    run = Run(args, config, critic_from=critic_from, **numbers)
 
     # (4) the model with its critic, and what it began as
     base = inherited(args.init_from)
