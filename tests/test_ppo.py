@@ -245,7 +245,8 @@ def test_accumulation_changes_nothing(monkeypatch, tmp_path, flags):
     assert max(g.abs().max() for g in one.values()) > 1e-4
 
 
-@pytest.mark.parametrize("more", [[], pytest.param(["--fsdp"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
 def test_two_ranks_learn_what_one_does(monkeypatch, tmp_path, flags, more):
     """Two ranks × 4 prompts, minibatches and passes: the figures and weights of 1 × 8."""
     run = [*flags, "--dropout", 0, "--max_steps", 2, "--minibatches", 2, "--save_interval", 2,

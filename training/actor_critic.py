@@ -16,7 +16,7 @@ from model.actor_critic import ActorCritic, actor_critic
 from model.hf_format import (
     RESUME_FOLDER,
     Inherited,
-    is_reward_model,
+    load_config,
     load_model,
     read_header,
     save_model,
@@ -24,10 +24,12 @@ from model.hf_format import (
     write_tensors,
 )
 from model.model import MiniMindLM
-from model.reward_model import RewardModel, from_language_model, load_reward_model, untied
+from model.reward_model import RewardModel, untied
+from training.cli import CHANGEABLE
 from training.ppo_losses import gae, token_rewards, whiten
 from training.rollouts import Rows, token_log_probs
 from training.run import Run
+from training.scoring import scorer_from
 
 CRITIC_FILE, PREFIX = "critic.tensors", "critic."
 
@@ -42,18 +44,14 @@ def load_actor_critic(run: Run, checkpoint: Path | None = None) -> ActorCritic:
     policy = load_model(folder, run.home, config=run.config, weights_file=exact)
     if checkpoint:
         return actor_critic(policy, _load_critic(run, checkpoint / RESUME_FOLDER / CRITIC_FILE))
-    folder, config = args.critic_from, run.config
-    if is_reward_model(folder):
-        critic = load_reward_model(folder, run.home)
-    else:
-        critic = from_language_model(load_model(folder, run.home), args.seed)
-    if (found := critic.config.to_dict()) != (wanted := untied(config).to_dict()):
-        name = next(name for name in wanted if found[name] != wanted[name])
-        raise ValueError(
-            f"--critic_from {folder}: its {name} is {found[name]}, --init_from's {wanted[name]}: "
-            "give a critic of the same architecture"
-        )
-    return actor_critic(policy, critic)
+    folder, found = args.critic_from, untied(load_config(args.critic_from)).to_dict()
+    for name, wanted in untied(run.config).to_dict().items():
+        if name not in CHANGEABLE and found[name] != wanted:
+            raise ValueError(
+                f"--critic_from {folder}: its {name} is {found[name]}, --init_from's {wanted}; the "
+                "critic is as large as the policy"
+            )
+    return actor_critic(policy, scorer_from(run, folder))
 
 
 def _load_critic(run: Run, file: Path) -> RewardModel:

@@ -20,13 +20,18 @@ from training.run import Run
 
 
 def load_scorer(run: Run, checkpoint: Path | None = None) -> RewardModel:
-    """The model as the run began with it, or as a checkpoint of the run has it; not yet placed.
+    """The model as the run began with it, or as a checkpoint of the run has it; not yet placed."""
+    exact = run.exact_weights if checkpoint else None
+    return scorer_from(run, checkpoint or run.args.init_from, exact)
 
-    --init_from is a language model, which gets a fresh head, or a reward model to train further.
+
+def scorer_from(run: Run, folder: Path, weights_file: Path | None = None) -> RewardModel:
+    """A reward model's folder, or a language model's, which gets a fresh head by --seed.
+
+    Both with the run's config in what weights do not decide.
     """
-    folder, exact = checkpoint or run.args.init_from, run.exact_weights if checkpoint else None
     if is_reward_model(folder):
-        return load_reward_model(folder, run.home, config=run.config, weights_file=exact)
+        return load_reward_model(folder, run.home, config=run.config, weights_file=weights_file)
     tied = load_config(folder).tie_word_embeddings
     config = run.config.with_changes(tie_word_embeddings=tied)
     return from_language_model(load_model(folder, run.home, config=config), run.args.seed)
