@@ -26,6 +26,8 @@ WIDE_COMMA = re.compile("(?<=[０-９])，(?=[０-９]{3})")
 PART = r"\{\s{0,9}([^{}\s]{1,99})\s{0,9}\}"
 FRAC = re.compile(rf"(\d?)\\[dt]?frac(?:{PART}{PART}|(\d)(\d))")
 RUN = re.compile(r"(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][+-]?\d+)?")
+LATEX = {"{,}": ",", "\\!": "", "\\,": "", "\\;": " ", "\\ ": " ", "\\$": "$", "\\%": "%",
+         "^{\\circ}": "°", "^\\circ": "°"}  # fmt: skip
 WORDS = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s?\{[^{}]*\}")
 
 
@@ -98,7 +100,7 @@ def _plain(text: str) -> str:
     text = WIDE_COMMA.sub(",", text).translate(TABLE)
     if "\\" in text or "{,}" in text:
         text = FRAC.sub(_slashed, text)
-        for latex, meant in (("{,}", ","), ("\\!", ""), ("\\,", ""), ("\\$", "$"), ("\\%", "%")):
+        for latex, meant in LATEX.items():
             text = text.replace(latex, meant)
     return text
 
@@ -123,32 +125,27 @@ def numbers_in(text: str) -> Iterator[Number]:
     Digits behind letters (CO2, x1) are a part of a name; beside ^ they have no value of their own.
     """
     runs = list(RUN.finditer(text))
-    at = len(runs) - 1
-    while at >= 0:
-        run = runs[at]
+    while runs:
+        run = runs.pop()
         begin, end = run.span()
         value = _value(run[0])
-        at -= 1
-        if at >= 0 and value is not None and _is_slash(text, runs[at], begin):
-            top = _value(runs[at][0])
-            if not value:
-                top = value = None
-                at -= 1
-            elif top is not None and not (at and _is_slash(text, runs[at - 1], runs[at].start())):
-                value, begin = top / value, runs[at].start()
-                at -= 1
-                if at >= 0 and value < 1 and text[runs[at].end() : begin] == " ":  # 1 1/2
-                    whole = _value(runs[at][0])
-                    if whole is not None and whole.denominator == 1:
-                        value, begin = whole + value, runs[at].start()
-                        at -= 1
-        before = text[begin - 1 : begin]
-        if value is None or (before.isascii() and before.isalpha()) or before in ("_", "^"):
-            continue
-        if text[end : end + 1] == "^" or text[begin - 2 : begin] == "^{":
-            continue
-        behind = text[end : end + 2].lstrip(" ")
-        yield Number(-value if _is_negative(text, begin) else value, behind[:1] == "%")
+        if value is not None and runs and _is_slash(text, runs[-1], begin):  # 3/4
+            is_date = len(runs) > 1 and _is_slash(text, runs[-2], runs[-1].start())
+            if not is_date:
+                value, begin = _divided(_value(runs[-1][0]), value), runs.pop().start()
+                is_mixed = runs and text[runs[-1].end() : begin] == " "  # 1 3/4
+                whole = _value(runs[-1][0]) if is_mixed and value and value < 1 else None
+                if whole is not None and whole.denominator == 1:
+                    value, begin = whole + value, runs.pop().start()
+        before, behind = text[begin - 1 : begin], text[end : end + 2].lstrip(" ")[:1]
+        is_in_a_name = (before.isascii() and before.isalpha()) or before == "_"
+        is_power = before == "^" or text[begin - 2 : begin] == "^{" or text[end : end + 1] == "^"
+        if value is not None and not is_in_a_name and not is_power:
+            yield Number(-value if _is_negative(text, begin) else value, behind == "%")
+
+
+def _divided(top: Fraction | None, bottom: Fraction) -> Fraction | None:
+    return None if top is None or not bottom else top / bottom
 
 
 def _is_slash(text: str, run: re.Match, end: int) -> bool:

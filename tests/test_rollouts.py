@@ -1,18 +1,22 @@
 """Completions: sampled with this step's weights, judged, packed; their log-probabilities."""
 
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from dataset.chat import stop_ids
 from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
+from model.engine import Request
 from model.sampling import Sampling
 from tasks.rewards import make_rewards
 from tasks.task import Prompt
 from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
+from training import rollouts as rollouts_module
 from training.distributed import Ranks
 from training.rollouts import Rollouts, sample, token_log_probs
 
@@ -86,10 +90,6 @@ def test_the_ratio_is_one(tokenizer, rollouts, kind, temperature):
 
 def alone(model, tokenizer, prompt, seed, number, temperature, longest):
     """A completion drawn by a plain loop over the whole model: ids, log-probabilities."""
-    import random
-
-    from dataset.chat import stop_ids
-
     source, ids, log_probs = random.Random(f"{seed}/{number}"), [], []
     while len(ids) < longest:
         with torch.no_grad():
@@ -147,18 +147,16 @@ def test_sampling_uses_the_weights_of_this_step(tokenizer, rollouts, kind):
 
 def test_a_shared_prompt_is_read_once(tokenizer, monkeypatch):
     """Of several completions of a long prompt all but the first take over what is known of it."""
-    from training import rollouts
-
     requests = []
 
-    class Kept(rollouts.Request):
-        def __post_init__(self):
-            requests.append(self)
+    def kept(*numbers, **more):
+        requests.append(Request(*numbers, **more))
+        return requests[-1]
 
-    monkeypatch.setattr(rollouts, "Request", Kept)
+    monkeypatch.setattr(rollouts_module, "Request", kept)
     model = for_decoding(model_of("dense")).eval()
     text = "What is 12 + 30? " * 6
-    prompt = Prompt(text, tokenizer.encode_text(text))
+    prompt = Prompt(text, tokenizer.encode_text(text), "42")
     sample(model, tokenizer, [prompt], ["s"], 4, 5, Sampling())
     assert [request.cached for request in requests] == [0] + [len(prompt.ids) - 1] * 3
 
@@ -177,7 +175,7 @@ def test_rows_hold_every_token_once(tokenizer, rollouts):
         batches = made.rows(groups, rewards, rewards, token_weights)
         told = {}
         for rows in batches:
-            assert rows.X.shape[1] <= 64 and len(batches) > 1
+            assert rows.X.shape[1] <= 64 and (masked or len(batches) > 1)
             flat, documents = rows.X.flatten(), rows.document_ids.flatten()
             for sequence in rows.sequences.unique().tolist():
                 at = rows.places[rows.sequences == sequence]
@@ -200,6 +198,37 @@ def test_rows_hold_every_token_once(tokenizer, rollouts):
         assert figures["truncated"] == pytest.approx(sum(c.is_cut for c in samples) / 20)
         assert figures["reward"] == pytest.approx(9.5)
         assert figures["reward_std"] == pytest.approx(1.29099, rel=1e-4)  # of 0, 1, 2, 3
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo", "dapo"])
+def test_rows_of_one_shape_are_the_same(tokenizer, rollouts, loss):
+    """What is filled up for the compiler has the loss, gradient and figures of what is not."""
+    told = []
+    for is_compiled in (False, True):
+        made = rollouts(model_of("dense"), loss=loss, beta=0.1, max_new_tokens=9)
+        model = made.run.model
+        made.run.compiled = None if is_compiled else model
+        groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+        made.judge(groups)
+        rewards = torch.arange(20.0).view(5, 4) % 7
+        advantages = group_advantages(rewards, made.run.args)
+        batches = made.rows(groups, rewards, advantages, token_weights)
+        shapes = {(rows.X.shape, rows.Y.shape) for rows in batches}
+        assert len(shapes) == 1 or not is_compiled
+        total, figures = 0.0, {}
+        for rows in batches:
+            logits, _ = model(rows.X, rows.document_ids, places=rows.places)
+            log_probs, entropy = token_log_probs(logits, rows.Y, 1.0)
+            rows.old, rows.reference = log_probs.detach() - 0.1, log_probs.detach() + 0.2
+            losses, values = policy_loss(log_probs, rows, made.run.args)
+            total = total + (losses * rows.weights).sum()
+            for name, part in rows.means(values | {"entropy": entropy}).items():
+                figures[name] = figures.get(name, 0) + part.item()
+        total.backward()
+        told.append((total.item(), figures, [p.grad for p in model.parameters()]))
+    (a, figures_a, grads_a), (b, figures_b, grads_b) = told
+    assert a == pytest.approx(b, abs=1e-6) and figures_a == pytest.approx(figures_b, rel=1e-5)
+    torch.testing.assert_close(grads_a, grads_b, rtol=1e-4, atol=1e-6)
 
 
 def test_rewards_are_weighed_and_told_by_name(tokenizer, rollouts):

@@ -44,7 +44,8 @@ def test_exact_is_the_text_without_its_margins():
 VALUES = [
     (["9472"], "It is 9,472.", 1), (["9472"], "19472", 0), ([9472.0], "９４７２", 1),
     (["-3"], "3", 0), (["Paris", "22"], "In PARIS it is 22 degrees", 1),
-    (["Paris", "22"], "In Paris it is 2 degrees", 0.5), (["no"], "I know", 0), (["no"], "No.", 1),
+    (["Paris", "22"], "In Paris it is 2 degrees", 0.5), (["no"], "I know", 0),
+    (["no"], "No.", 1), (["no"], "A notice", 0), (["no"], "nobody, I know, says no", 1),
     (["北京", "晴"], "北京今天是晴天。", 1), (["3 cats"], "3 dogs, 3 cats", 1),
     (["3 cats"], "13 cats", 0), (["1/2"], "0.5", 1), (["50%"], "half, or 0.5", 1), ("a", "A", 1),
     (["2024-05-01"], "on 2024-05-01", 1), (["$5"], "5 dollars", 1), (["a", "b", "c"], "c b", 2 / 3),
@@ -171,6 +172,7 @@ CALLS = [
     ([ADD], tagged(call("add", a=1, b=3)), 0, 1), ([ADD], tagged(call("sum", a=1, b=2)), 0, 0),
     ([ADD, NOW], tagged(NOW, ADD), 1, 1), ([ADD, NOW], tagged(ADD), 0, 0),
     ([ADD], tagged(ADD, ADD), 0, 0), ([ADD, ADD], tagged(ADD, NOW), 0, 0),
+    ([ADD, NOW], tagged(ADD, ADD), 0, 0), ([ADD, ADD], tagged(ADD, ADD), 1, 1),
     ([ADD], "Let me see. " + tagged(ADD), 1, 1), ([ADD], "3", 0, 0),
     ([ADD], tagged(ADD)[:-3], 0, 0), ([ADD], "<tool_call>add(1, 2)</tool_call>", 0, 0),
     ([ADD], tagged({"name": "add", "arguments": json.dumps(ADD["arguments"])}), 1, 1),

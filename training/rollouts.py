@@ -52,7 +52,7 @@ class Rows:
     document_ids  int64 [B, T]: from 1 on in every row; 0 is filling
     places        int64 [n]: the positions that predict a completion's tokens, through all rows
     Y             int64 [n]: these tokens
-    mask          float32 [n]: 1; 0 where, for the compiler's sake, a place is none of those
+    mask          float32 [n]: 1; 0 where, for the compiler's sake, a place is told again
     sequences     int64 [n], below n: which tokens are of one completion
     advantages    float32 [n], those of a token's completion
     weights       float32 [n], what a token counts in the loss: parts of a mean over all the update
@@ -290,9 +290,14 @@ class Rollouts:
                 of_sequence[answer], counted[answer] = advantages[number], weights[number]
                 sequences[answer] = sequences.max() + 1
                 begin = end
-        places = np.arange(mask.size) if is_compiled else np.flatnonzero(mask)
+        places = np.flatnonzero(mask)
+        is_filling = np.arange(mask.size if is_compiled else len(places)) >= len(places)
+        last = places[-1] if len(places) else 0  # told again, for nothing
+        places = np.concatenate((places, np.full(is_filling.sum(), last)))
         told = (Y, mask, sequences, of_sequence, counted, sampled)
-        tensors = (X, document_ids, places, *(values.ravel()[places] for values in told))
+        told = tuple(values.ravel()[places] for values in told)
+        told[1][is_filling] = told[4][is_filling] = 0  # mask and weight
+        tensors = (X, document_ids, places, *told)
         share = torch.tensor(mask.sum() / tokens, device=self.run.device)
         return Rows(*(torch.from_numpy(t).to(self.run.device) for t in tensors), share=share)
 
