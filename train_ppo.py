@@ -17,7 +17,6 @@ import torch
 
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited, weights_sha256
-from tasks.rewards import make_rewards
 from training import checkpoint, cli
 from training.actor_critic import load_actor_critic, look_back, minibatches, write_actor_critic
 from training.distributed import sum_over_ranks
@@ -28,7 +27,7 @@ from training.ppo_losses import policy_loss, value_loss
 from training.prompts import prompt_datasets
 from training.rollouts import Rollouts, token_log_probs
 from training.run import Run
-from training.scoring import model_reward
+from training.scoring import rewards_of
 
 SEQ_LEN = 1024  # tokens of the longest prompt with its completion, and of a packed row
 IDENTITY = ("reward", "kl_coef", "gamma", "lam", "epsilon", "value_epsilon", "value_coef",
@@ -95,9 +94,10 @@ def main():
     # (2) the architecture, of policy and critic
     config = cli.build_config(args, tokenizer.vocab_size, SEQ_LEN)
 
-    # (3) under torchrun: join the process group, take this rank's device
     numbers = {name: getattr(args, name) for name in IDENTITY}
     critic_from = f"the critic with the SHA-256 {weights_sha256(args.critic_from)[:12]}…"
+
+    # (3) under torchrun: join the process group, take this rank's device
     run = Run(args, config, critic_from=critic_from, **numbers)
 
     # (4) the model with its critic, and what it began as
@@ -107,8 +107,7 @@ def main():
 
     # (5) the dataset: prompts; and how their completions are sampled and judged
     dataset, val_dataset = prompt_datasets(args, tokenizer, run)
-    rewards = make_rewards(args.reward, model_reward=model_reward(tokenizer, run.device))
-    rollouts = Rollouts(run, tokenizer, rewards)
+    rollouts = Rollouts(run, tokenizer, rewards_of(run, tokenizer))
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     loader = run.loader(dataset, val_dataset, dataset.num_prompts, "prompts")

@@ -15,6 +15,7 @@ import train_full_sft
 import train_grpo
 import train_kto
 import train_lora
+import train_ppo
 import train_pretrain
 import train_reward
 import train_tokenizer
@@ -44,6 +45,7 @@ PARSERS = {
     "train_dpo.py": train_dpo.parse_args,
     "train_kto.py": train_kto.parse_args,
     "train_reward.py": train_reward.parse_args,
+    "train_ppo.py": train_ppo.parse_args,
     "train_grpo.py": train_grpo.parse_args,
     "eval_model.py": eval_model.parse_args,
     "serve_model.py": serve_model.parse_args,
@@ -128,6 +130,7 @@ TRAINING = [
     "train_dpo.py",
     "train_kto.py",
     "train_reward.py",
+    "train_ppo.py",
     "train_grpo.py",
 ]
 

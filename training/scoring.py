@@ -15,6 +15,7 @@ from model.reward_model import (
     save_reward_model,
     score_sequences,
 )
+from tasks.rewards import Reward, make_rewards
 from training import checkpoint
 from training.run import Run
 
@@ -55,6 +56,11 @@ def score_conversations(
     tools = tools or [None] * len(conversations)
     ids = [encode_conversation(tokenizer, c, t).ids for c, t in zip(conversations, tools)]
     return score_sequences(model, ids, batch_size)
+
+
+def rewards_of(run: Run, tokenizer: Tokenizer) -> list[tuple[str, float, Reward]]:
+    """The rewards that --reward names: (name, weight, function) each."""
+    return make_rewards(run.args.reward, model_reward=model_reward(tokenizer, run.device))
 
 
 def model_reward(tokenizer: Tokenizer, device="cpu", batch_size: int = 16) -> Callable:
