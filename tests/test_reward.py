@@ -272,7 +272,8 @@ def test_a_run_goes_on_from_a_reward_model(monkeypatch, tmp_path, flags):
     )
 
 
-@pytest.mark.parametrize("more", [[], pytest.param(["--fsdp"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
 def test_two_processes_learn_what_one_does(monkeypatch, tmp_path, flags, more):
     """DDP, FSDP and one process: the same figures and the same weights."""
     run = [*flags["reward"], "--dropout", 0, "--max_steps", 4, "--learning_rate", 3e-3,
