@@ -18,7 +18,7 @@ from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
 from training import rollouts as rollouts_module
 from training.distributed import Ranks
-from training.rollouts import Rollouts, sample, token_log_probs
+from training.rollouts import Rollouts, sample, sequence_means, token_log_probs
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
 
@@ -229,6 +229,16 @@ def test_rows_of_one_shape_are_the_same(tokenizer, rollouts, loss):
     (a, figures_a, grads_a), (b, figures_b, grads_b) = told
     assert a == pytest.approx(b, abs=1e-6) and figures_a == pytest.approx(figures_b, rel=1e-5)
     torch.testing.assert_close(grads_a, grads_b, rtol=1e-4, atol=1e-6)
+
+
+def test_completions_of_one_token(tokenizer, rollouts):
+    """As many sequences as tokens: each has its own mean."""
+    made = rollouts(model_of("dense"), loss="gspo", max_new_tokens=1)
+    groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+    rewards = made.judge(groups)
+    (*_, rows) = made.rows(groups, rewards, rewards, token_weights)
+    values = torch.randn(len(rows.Y))
+    torch.testing.assert_close(sequence_means(values, rows), values)
 
 
 def test_rewards_are_weighed_and_told_by_name(tokenizer, rollouts):

@@ -5,15 +5,18 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from dataset.chat import NO_THINKING, THINKING
 from dataset.demo import demo_records
+from dataset.messages import BadConversation
 from dataset.records import DataError, Problems
 from dataset.tokenizer import load_tokenizer
 from tasks.multiple_choice import right_letter
 from tasks.number import right_number
-from tasks.prompts import read_prompts
+from tasks.prompts import KNOWN, read_prompts, to_prompt
 from tasks.rewards import check_prompts
 from tasks.text import right_text
 
@@ -243,6 +246,40 @@ def test_the_demos_questions(tmp_path, tokenizer):
                 a, b = int(a), int(b)
                 value = {"+": a + b, "-": a - b, "×": a * b}[operator]
                 assert right_number(prompt).value == value
+
+
+texts = st.text(max_size=5) | st.sampled_from(["A", "2", "无", "q", "[]", '{"a": 1}', "[{"])
+roles = st.sampled_from(["system", "user", "assistant", "tool", "human", "gpt", "cat"])
+messages = st.fixed_dictionaries(
+    {"role": roles, "content": st.none() | texts},
+    optional={"weight": st.integers(0, 2), "tool_calls": st.sampled_from([[CALL], "[", None, 3]),
+              "tools": st.sampled_from(["[]", [TOOL], 3])},
+)  # fmt: skip
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+anything = (
+    texts | junk | st.lists(messages, max_size=4) | st.lists(texts, min_size=2, max_size=4)
+    | st.fixed_dictionaries({"label": st.lists(texts, max_size=3), "text": junk})
+)  # fmt: skip
+likely = ["question", "conversations", "answer", "choices", "gt", "system", "tools", "prompt"]
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(likely) | st.sampled_from(KNOWN), anything, max_size=5))
+def test_any_record_is_a_prompt_or_a_bad_record(tokenizer, fields):
+    """Whatever stands in the fields: a prompt that ends before an answer, or what was expected."""
+    try:
+        prompt = to_prompt(tokenizer, True, False, None, fields)
+    except BadConversation as bad:
+        assert bad.expected and bad.got
+        return
+    assert prompt.messages[-1]["role"] in ("user", "tool") and prompt.ids
+    assert prompt.calls is None or all(
+        call.keys() == {"name", "arguments"} for call in prompt.calls
+    )
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the real data files")

@@ -277,6 +277,7 @@ class Rollouts:
         X, document_ids = np.full(shape, self.tokenizer.eos_id, np.int64), np.zeros(shape, np.int64)
         Y, sequences = np.zeros((2, *shape), np.int64)
         mask, of_sequence, counted, sampled = np.zeros((4, *shape), np.float32)
+        count = 0
         for row, numbers in enumerate(rows):
             begin = 0
             for document, number in enumerate(numbers.tolist(), start=1):
@@ -288,8 +289,8 @@ class Rollouts:
                 document_ids[row, begin:end] = document
                 mask[answer], sampled[answer] = 1, samples[number].log_probs
                 of_sequence[answer], counted[answer] = advantages[number], weights[number]
-                sequences[answer] = sequences.max() + 1
-                begin = end
+                sequences[answer] = count
+                begin, count = end, count + 1
         places = np.flatnonzero(mask)
         is_filling = np.arange(mask.size if is_compiled else len(places)) >= len(places)
         last = places[-1] if len(places) else 0  # told again, for nothing
