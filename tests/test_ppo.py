@@ -196,15 +196,15 @@ ONE_UPDATE = ("--max_steps", 1, "--val_fraction", 0, "--grad_clip", 0, "--dropou
 
 def test_it_learns(monkeypatch, tmp_path, flags):
     """The mean reward of training and held-out prompts rises, and the critic's error falls."""
-    train(monkeypatch, tmp_path / "run", *flags, "--dropout", 0, "--max_steps", 30, "--minibatches",
-          2, "--eval_interval", 30, "--save_interval", 30, "--batch_size", 4,
-          "--learning_rate", 3e-3)  # fmt: skip
+    train(monkeypatch, tmp_path / "run", *flags, "--dropout", 0, "--max_steps", 20, "--minibatches",
+          2, "--eval_interval", 20, "--save_interval", 20, "--batch_size", 4,
+          "--learning_rate", 5e-3)  # fmt: skip
     first, *lines, last = metrics(tmp_path / "run")
     assert sum(line["reward"] for line in lines[-4:]) > 4 * lines[0]["reward"] + 0.2
     assert last["val_reward"] > first["val_reward"]
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-5) and lines[-1]["kl"] > 0.01
     assert sum(x["value_loss"] for x in lines[-4:]) < sum(x["value_loss"] for x in lines[:4])
-    folder = tmp_path / "run/step-00000030"
+    folder = tmp_path / "run/step-00000020"
     open_there(folder)  # the policy, and nothing unexpected
     assert {p.name for p in folder.glob("*.safetensors")} == {"model.safetensors"}
 
@@ -222,7 +222,7 @@ def test_the_first_step_has_ratio_1(monkeypatch, tmp_path, flags):
     assert all(x["drift"] > 1e-4 for x in three) and any(x["clipped"] > 0 for x in three)
 
 
-@pytest.mark.parametrize(("target_kl", "steps"), [(0, 6), (1e-12, 2), (1e3, 6)])
+@pytest.mark.parametrize(("target_kl", "steps"), [(0, 6), (1e-12, 2)])
 def test_an_update_ends_early_by_its_kl(monkeypatch, tmp_path, flags, target_kl, steps):
     """After the step that sees the policy drift; the first one's ratio is 1, so the second."""
     train(monkeypatch, tmp_path / "run", *flags, "--dropout", 0, "--max_steps", 1, "--minibatches",
