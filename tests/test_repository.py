@@ -15,7 +15,9 @@ import train_full_sft
 import train_grpo
 import train_kto
 import train_lora
+import train_ppo
 import train_pretrain
+import train_reward
 import train_tokenizer
 from benchmarks import (
     bench_checkpoint,
@@ -42,6 +44,8 @@ PARSERS = {
     "train_lora.py": train_lora.parse_args,
     "train_dpo.py": train_dpo.parse_args,
     "train_kto.py": train_kto.parse_args,
+    "train_reward.py": train_reward.parse_args,
+    "train_ppo.py": train_ppo.parse_args,
     "train_grpo.py": train_grpo.parse_args,
     "eval_model.py": eval_model.parse_args,
     "serve_model.py": serve_model.parse_args,
@@ -125,6 +129,8 @@ TRAINING = [
     "train_lora.py",
     "train_dpo.py",
     "train_kto.py",
+    "train_reward.py",
+    "train_ppo.py",
     "train_grpo.py",
 ]
 
