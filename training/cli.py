@@ -118,18 +118,23 @@ def add_text_flags(parser: argparse.ArgumentParser, max_seq_len: int, val_fracti
 def add_tuning_flags(
     parser: argparse.ArgumentParser,
     what: str,
-    init_from: str,
+    init_from: str | None,
     max_seq_len: int,
     val_fraction: float,
 ):
-    """The data of fine-tuning, and the model it begins with. what: "conversations", "pairs"."""
+    """The data of fine-tuning, and the model it begins with. what: "conversations", "pairs".
+
+    init_from: the default; None where a new model is made without it.
+    """
     add = flags(parser, "data")
     add("--data_path", SEVERAL, None, f"one or several files of {what}; None: the demo corpus")
     _add_held_out_flags(add, what, val_fraction)
     text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the demo\'s '
     add("--questions", Path, None, f"{text}if --data_path is")
     text = "model folder or run to start from: ours or any dense Qwen3"
-    add("--init_from", Path, Path(init_from), text)
+    if init_from is None:
+        text += "; None: random weights"
+    add("--init_from", Path, init_from and Path(init_from), text)
     text = f"tokens per row; None: as the run in --out_dir had, else {max_seq_len} or the context"
     add("--max_seq_len", at_least(1), None, text)
     if what == "conversations":
