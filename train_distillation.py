@@ -21,6 +21,7 @@ from training.evaluation import continue_text, loss_and_answers
 from training.losses import masked_cross_entropy, masked_mean
 from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer, clip_gradients
+from training.own_samples import OwnSamples
 from training.run import Run
 from training.teacher import at_every_token, load_teacher, teachers_tokenizer
 
@@ -34,8 +35,7 @@ def divergence(student, teacher, args):
 
     student, teacher  logits [N, V] of N places; both are softened by --temperature T
     """
-    q = (student.float() / args.temperature).log_softmax(-1)  # log of the student's
-    p = (teacher.float() / args.temperature).log_softmax(-1)  # log of the teacher's
+    q, p = ((logits.float() / args.temperature).log_softmax(-1) for logits in (student, teacher))
     if args.divergence == "forward_kl":  # KL(p ‖ q): be likely wherever the teacher is
         return (p.exp() * (p - q)).sum(-1)
     if args.divergence == "reverse_kl":  # KL(q ‖ p): be unlikely wherever the teacher is
@@ -55,15 +55,18 @@ def parse_args():
     add("--teacher", Path, Path("out/full_sft"), "model folder or run with the same vocabulary")
     text = "weight α of the data's own next tokens; the teacher's opinion has 1 - α"
     add("--alpha", cli.in_range(0, 1), 0.5, text)
-    text = "of the teacher's and the student's distribution: KL, the other way round, or between"
-    add("--divergence", DIVERGENCES, DIVERGENCES[0], text)
+    add("--divergence", DIVERGENCES, DIVERGENCES[0], "KL, the other way round, or between both")
     text = "jsd: share of the teacher in the mixture; near 0 a small forward KL, near 1 a reverse"
     add("--jsd_beta", cli.in_range(0.01, 0.99), JSD_BETA, text)
-    text = "both distributions are softened by it, and the divergence counts its square times"
+    text = "T that softens both distributions; the divergence counts T² times"
     add("--temperature", cli.in_range(0.01, 100), 1.0, text)
     text = "what --data_path holds: conversations, of which the assistant's words count, or texts"
     add("--data", ["conversations", "text"], "conversations", text)
     add("--text_field", str, "text", "--data text: field of the records that holds the text")
+
+    text = "share of the updates that the student learns from in its own words, by divergence alone"
+    add("--on_policy", cli.in_range(0, 1), 0.0, text)
+    add("--max_new_tokens", cli.at_least(1), 128, "--on_policy: tokens of an answer at most")
 
     cli.add_tuning_flags(parser, "conversations", None, SEQ_LEN, val_fraction=0.02)
     cli.add_training_flags(parser, epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.01)
@@ -78,7 +81,9 @@ def parts_of_the_loss(args) -> dict:
     for name in ("questions", "data_weights") if args.data == "text" else ():
         if getattr(args, name) is not None:
             raise ValueError(f"--{name}: belongs to --data conversations, not text")
-    names = ["divergence", "temperature"] + ["jsd_beta"] * (args.divergence == "jsd")
+    if args.on_policy and (args.data == "text" or args.fsdp):
+        raise ValueError("--on_policy: not with --data text or --fsdp")
+    names = ["divergence", "temperature", "on_policy"] + ["jsd_beta"] * (args.divergence == "jsd")
     teacher = {"teacher_sha256": weights_sha256(args.teacher)}
     return teacher | {name: getattr(args, name) for name in names}
 
@@ -111,8 +116,8 @@ def main():
     model = run.place(new_or_loaded(run, config), packed=is_chat)
 
     # (5) the dataset: rows of conversations or of texts
-    rows_of = data.conversations if is_chat else data.text_rows
-    dataset, val_dataset = rows_of(args, tokenizer, run)
+    make_rows = data.conversations if is_chat else data.text_rows
+    dataset, val_dataset = make_rows(args, tokenizer, run)
     questions = data.questions(args, tokenizer, val_dataset) if is_chat else []
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
@@ -135,6 +140,8 @@ def main():
             teachers, _ = asked(X, *document_ids)
         return divergence_at(divergence, logits, teachers, args)
 
+    own = OwnSamples(run, tokenizer, args.on_policy, args.max_new_tokens)  # where that is due
+
     def measure():
         """Held-out cross-entropy and divergence, and what the student says."""
         figures, lines = loss_and_answers(run, val_dataset, tokenizer, questions, from_teacher)
@@ -152,7 +159,7 @@ def main():
 
     # (10) for every epoch, for every batch
     for epoch in run.epochs():
-        for X, Y, loss_mask, *document_ids in run.batches(loader, epoch):
+        for X, Y, loss_mask, *document_ids in own.batches(loader, epoch):
             # (11) set the learning rate
             lr = learning_rate(run.step, run.total_steps, args)  # --lr_schedule
             for group in optimizer.param_groups:
@@ -166,7 +173,8 @@ def main():
                     cross_entropy = masked_loss(logits, Y, loss_mask)
                 gap = masked_mean(from_teacher(logits, X, *document_ids), loss_mask)
                 soft = args.temperature**2 * gap  # T² makes up for the 1 / T² in its gradient
-                objective = args.alpha * cross_entropy + (1 - args.alpha) * soft
+                alpha = 0 if own.is_due else args.alpha  # its own words are no truth
+                objective = alpha * cross_entropy + (1 - alpha) * soft
                 loss = objective + aux_loss
 
                 # (15) divide by the accumulation steps; `share` turns this micro-batch's mean into

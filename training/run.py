@@ -55,6 +55,7 @@ class Run:
     home          the device on which the model is to be made or loaded
     device, dtype, autocast  where and in what precision to compute
     total_steps   updates of the whole run (known once there is a loader)
+    update_size   what the loss of this update is a mean over: the targets of its rows, say
     """
 
     def __init__(self, args, config, adapter=None, **more):
@@ -209,7 +210,7 @@ class Run:
                 return
             micro_step = number % self.args.accumulation_steps
             self.at_boundary = micro_step == 0  # the last micro-batch of an update
-            self._update_size = self.sampler.tokens_in_update(state.step % per_epoch)
+            self.update_size = self.sampler.tokens_in_update(state.step % per_epoch)
             seed_dropout(self.args.seed, state.step, micro_step, self.ranks.rank)
             yield batch
             if self.stop.agreed or state.step >= self.total_steps:
@@ -226,7 +227,7 @@ class Run:
         token (or pair) of the update weigh the same, however full the rows are.
         """
         micro_batches = self.args.accumulation_steps * self.ranks.world_size
-        self._share = counted.sum() / (self._update_size / micro_batches)
+        self._share = counted.sum() / (self.update_size / micro_batches)
         return self._share
 
     def count(self, **values: Tensor):
@@ -250,8 +251,8 @@ class Run:
         args, state, unit = self.args, self.state, self.unit
         self.watch.note(state.step, self._means, grad_norm, self.scaler.is_enabled())
         state.step += 1
-        setattr(state, unit, getattr(state, unit) + self._update_size)
-        self.log.step(self._update_size)
+        setattr(state, unit, getattr(state, unit) + self.update_size)
+        self.log.step(self.update_size)
         if self._is_due(args.log_interval) and self.watch.settle():  # not if it was skipped
             values = dict(zip(self._names, self.watch.means()))  # since the last line
             values |= {"lr": lr, "grad_norm": grad_norm.item()}
@@ -290,6 +291,5 @@ class Run:
     def _evaluate(self):
         """Held-out figures; what a signal interrupts is measured after a resume."""
         figures, lines = self._measure()
-        if self.stop.agree():
-            return
-        self.log.held_out(self.state, figures.pop("val_loss"), lines, **figures)
+        if not self.stop.agree():
+            self.log.held_out(self.state, figures.pop("val_loss"), lines, **figures)
