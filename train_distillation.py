@@ -23,19 +23,18 @@ from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer, clip_gradients
 from training.own_samples import OwnSamples
 from training.run import Run
-from training.teacher import at_every_token, load_teacher, teachers_tokenizer
+from training.teacher import Teacher, teachers_tokenizer
 
 SEQ_LEN = 1024  # tokens per row: all but a few conversations of real data fit (docs/decisions.md)
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd"]
 JSD_BETA = 0.5
 
 
-def divergence(student, teacher, args):
+def divergence(q, p, args):
     """How far apart two distributions over the next token are, in nats: float32 [N].
 
-    student, teacher  logits [N, V] of N places; both are softened by --temperature T
+    q, p  log-probabilities [N, V] of the student's and of the teacher's, softened by --temperature
     """
-    q, p = ((logits.float() / args.temperature).log_softmax(-1) for logits in (student, teacher))
     if args.divergence == "forward_kl":  # KL(p ‖ q): be likely wherever the teacher is
         return (p.exp() * (p - q)).sum(-1)
     if args.divergence == "reverse_kl":  # KL(q ‖ p): be unlikely wherever the teacher is
@@ -60,6 +59,8 @@ def parse_args():
     add("--jsd_beta", cli.in_range(0.01, 0.99), JSD_BETA, text)
     text = "T that softens both distributions; the divergence counts T² times"
     add("--temperature", cli.in_range(0.01, 100), 1.0, text)
+    text = "keep so many of the teacher's likeliest tokens in --cache_dir; a run that finds them "
+    add("--teacher_top_k", cli.at_least(0), 0, f"{text}there loads no teacher; 0: none, all count")
     text = "what --data_path holds: conversations, of which the assistant's words count, or texts"
     add("--data", ["conversations", "text"], "conversations", text)
     add("--text_field", str, "text", "--data text: field of the records that holds the text")
@@ -83,7 +84,10 @@ def parts_of_the_loss(args) -> dict:
             raise ValueError(f"--{name}: belongs to --data conversations, not text")
     if args.on_policy and (args.data == "text" or args.fsdp):
         raise ValueError("--on_policy: not with --data text or --fsdp")
-    names = ["divergence", "temperature", "on_policy"] + ["jsd_beta"] * (args.divergence == "jsd")
+    if args.on_policy and args.teacher_top_k:
+        raise ValueError("--teacher_top_k: not with --on_policy, whose texts are new ones")
+    names = ["divergence", "temperature", "on_policy", "teacher_top_k"]
+    names += ["jsd_beta"] * (args.divergence == "jsd")
     teacher = {"teacher_sha256": weights_sha256(args.teacher)}
     return teacher | {name: getattr(args, name) for name in names}
 
@@ -111,8 +115,8 @@ def main():
     run = Run(args, config, **parts_of_the_loss(args))
 
     # (4) the teacher, then the student: resumed, loaded, or new
-    teacher, base = load_teacher(run, tokenizer), args.init_from and inherited(args.init_from)
-    is_chat = args.data == "conversations"
+    teacher = Teacher(run, tokenizer, divergence)
+    base, is_chat = args.init_from and inherited(args.init_from), args.data == "conversations"
     model = run.place(new_or_loaded(run, config), packed=is_chat)
 
     # (5) the dataset: rows of conversations or of texts
@@ -131,20 +135,12 @@ def main():
 
     # (9) compile; several processes: DistributedDataParallel averages the gradients
     parallel, masked_loss = run.parallel(model), run.compile(masked_cross_entropy)
-    teacher.documents_per_row = model.documents_per_row
-    asked, divergence_at = run.compile(teacher), run.compile(at_every_token)
-
-    def from_teacher(logits, X, *document_ids):
-        """The divergence at every place of X, [B, T]; no gradient reaches the teacher."""
-        with torch.no_grad(), run.autocast:
-            teachers, _ = asked(X, *document_ids)
-        return divergence_at(divergence, logits, teachers, args)
-
+    teacher.get_ready(dataset, val_dataset)
     own = OwnSamples(run, tokenizer, args.on_policy, args.max_new_tokens)  # where that is due
 
     def measure():
         """Held-out cross-entropy and divergence, and what the student says."""
-        figures, lines = loss_and_answers(run, val_dataset, tokenizer, questions, from_teacher)
+        figures, lines = loss_and_answers(run, val_dataset, tokenizer, questions, teacher.gaps)
         if not is_chat and run.generates:
             opening = val_dataset[0][0][:16].tolist()
             lines = [continue_text(model, tokenizer, opening, 60, args.seed)]
@@ -171,7 +167,7 @@ def main():
                 with run.autocast:
                     logits, aux_loss = parallel(X, *document_ids)
                     cross_entropy = masked_loss(logits, Y, loss_mask)
-                gap = masked_mean(from_teacher(logits, X, *document_ids), loss_mask)
+                gap = masked_mean(teacher.gaps(logits, X, *document_ids), loss_mask)
                 soft = args.temperature**2 * gap  # T² makes up for the 1 / T² in its gradient
                 alpha = 0 if own.is_due else args.alpha  # its own words are no truth
                 objective = alpha * cross_entropy + (1 - alpha) * soft
