@@ -1,6 +1,5 @@
 """train_distillation.py: its loss against trl's GKDTrainer, and runs of it."""
 
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,6 @@ import train_distillation
 import train_full_sft
 import train_pretrain
 from dataset.chat import stop_ids
-from dataset.conversations import Conversation
 from dataset.sft import SFTDataset
 from dataset.tokenizer import load_tokenizer
 from model.generation import generate
@@ -445,10 +443,7 @@ def own(tmp_path, flags, tiny_tokenizer):
     """A function: OwnSamples of a Run as far as it matters, beside a batch of its rows."""
 
     def make(rows=slice(0, 3), seed=42, step=5, most=12, model=None, max_seq_len=160):
-        lines = Path(flags["full_sft"][1]).read_text().splitlines()
-        chats = [json.loads(line)["conversations"] for line in lines]
-        encoded = encode("conversations", [Conversation(chat, None) for chat in chats],
-                         tiny_tokenizer)  # fmt: skip
+        encoded = encode("conversations", Path(flags["full_sft"][1]), tiny_tokenizer)
         dataset = SFTDataset(encoded, max_seq_len)
         batch = [torch.stack(parts) for parts in zip(*(dataset[i] for i in range(len(dataset))))]
         run = SimpleNamespace(

@@ -62,7 +62,7 @@ def key_of_row(X: np.ndarray) -> int:
 def remembered(run, dataset, V: int, load: Callable) -> MappedArrays:
     """The files about a dataset's rows, found in --cache_dir or made now by the model of `load`.
 
-    V: entries of its vocabulary that the student has, too. Raises ValueError when they cannot be written.
+    V: entries of the vocabulary that count. Raises ValueError when they cannot be written.
     """
     args = run.args
     made_from = {
