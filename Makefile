@@ -49,7 +49,9 @@ demo: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-# Style, then every quick test. No GPU and no network are used once the packages are installed.
+# Style, then every quick test. No GPU and no network are used once the packages are installed. Two
+# processes test side by side, each with one thread.
+test test-slow: export OMP_NUM_THREADS = 1
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -7,8 +7,8 @@
 Starts serve_model.py (and vLLM's server, where it is given) on this machine and asks it as clients
 do: streamed completions, each client beginning its next request when the last one is finished. How
 long prompts and answers are differs by half up and down, so that clients do not march in step; no
-two prompts begin alike, so that nothing of them is cached. One client and many take turns;
-figures are medians of --repeats rounds. Last comes one JSON line.
+two prompts begin alike, so that nothing of them is cached. One client and many take turns; figures
+are medians of --repeats rounds, of one server and then of the other. Last comes one JSON line.
 """
 
 import argparse
@@ -62,8 +62,10 @@ def parse_args():
 
 
 @contextlib.contextmanager
-def started(command: list, ready: str, environment: dict) -> Iterator[tuple[str, int]]:
-    """`ready` (a pattern) as it stands in what a server prints, and the server's process group."""
+def started(
+    command: list, ready: str, environment: dict, url: str | None = None
+) -> Iterator[tuple[str, int]]:
+    """A server's address and process, once it has printed `ready` (a pattern: its address)."""
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
     process = subprocess.Popen(
         [str(word) for word in command], cwd=ROOT, env=os.environ | environment, text=True,
@@ -78,19 +80,10 @@ def started(command: list, ready: str, environment: dict) -> Iterator[tuple[str,
             found = re.search(ready, text)
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"{command[0]} did not start:\n{text[-3000:]}")
-        yield found[0], process.pid
+        yield url or found[0], process.pid
     finally:
-        os.killpg(process.pid, signal.SIGCONT)
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
-
-
-@contextlib.contextmanager
-def alone(group: int, groups: list[int]) -> Iterator[None]:
-    """While the block runs, the other servers are stopped: an idle one may use a core, too."""
-    for other in groups:
-        os.killpg(other, signal.SIGCONT if other == group else signal.SIGSTOP)
-    yield
 
 
 async def one_request(host: str, port: int, body: dict) -> tuple[float, float, int]:
@@ -152,6 +145,24 @@ def make_folder(folder: Path, preset: str) -> Path:
     return folder
 
 
+def servers(args, folder: Path) -> Iterator[tuple]:
+    """Name, what it calls the model, and a context manager in which it runs, of each in turn.
+
+    Never two at a time: an idle one may use a core, and one that is stopped has to wake up.
+    """
+    flags = ["--model", folder, "--port", "0", *shlex.split(args.flags)]
+    address = re.escape("http://") + r"[\d.]+:\d+"
+    yield "ours", None, started([sys.executable, "serve_model.py", *flags], address, {})
+    if args.vllm:
+        url = "http://127.0.0.1:18471"
+        flags = ["--host", "127.0.0.1", "--port", "18471", "--dtype", "float32",
+                 "--max-model-len", "2048", "--served-model-name", "model"]  # fmt: skip
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
+        ready = "Application startup complete"
+        server = started([args.vllm, "serve", folder, *flags], ready, environment, url)
+        yield "vLLM", "model", server
+
+
 def main():
     args = parse_args()
     rng = random.Random(0)
@@ -162,29 +173,14 @@ def main():
             folder = make_folder(temporary, args.preset)
         else:
             folder = model_folder(args.model, "--model")
-        flags = shlex.split(args.flags)
-        command = [sys.executable, "serve_model.py", "--model", folder, "--port", "0", *flags]
-        own = re.escape("http://") + r"[\d.]+:\d+"
-        url, group = stack.enter_context(started(command, own, {}))
-        servers = {"ours": (url, None, group)}
-        if args.vllm:
-            port = 18471
-            command = [args.vllm, "serve", folder, "--port", port, "--host", "127.0.0.1", "--dtype",
-                       "float32", "--max-model-len", "2048", "--served-model-name",
-                       "model"]  # fmt: skip
-            environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
-            ready = "Application startup complete"
-            _, group = stack.enter_context(started(command, ready, environment))
-            servers["vLLM"] = (f"http://127.0.0.1:{port}", "model", group)
-        vocabulary = load_tokenizer(folder).vocab_size
-        rounds = {(name, n): [] for name in servers for n in (1, args.clients)}
-        for turn in range(args.repeats + 1):
-            for (name, clients), results in rounds.items():
-                url, model, group = servers[name]
-                with alone(group, [other for _, _, other in servers.values()]):
-                    result = asyncio.run(measured(url, model, clients, args, rng, vocabulary))
-                if turn:  # the first round warms up
-                    results.append(result)
+        vocabulary, rounds = load_tokenizer(folder).vocab_size, {}
+        for name, model, server in servers(args, folder):
+            with server as (url, _):
+                for turn in range(args.repeats + 1):
+                    for clients in (1, args.clients):
+                        result = asyncio.run(measured(url, model, clients, args, rng, vocabulary))
+                        if turn:  # the first round warms up
+                            rounds.setdefault((name, clients), []).append(result)
     table = {
         f"{name}, {clients}": {
             field: round(statistics.median(result[field] for result in results), 2)
@@ -197,7 +193,7 @@ def main():
     for name, row in table.items():
         print(f"| {name} | {row['tokens_per_s']:.1f} | {row['first_token_ms']:.1f} |")
     ratios = {}
-    for name in servers:
+    for name in dict.fromkeys(name for name, _ in rounds):
         one, many = table[f"{name}, 1"], table[f"{name}, {args.clients}"]
         ratios[name] = {
             "tokens_per_s": round(many["tokens_per_s"] / one["tokens_per_s"], 2),

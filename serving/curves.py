@@ -231,7 +231,7 @@ def thinned(x: np.ndarray, y: np.ndarray, count: int) -> dict[str, list]:
     """
     if len(y) <= count:
         return {"x": _short(x, 12), "y": _short(y, 6)}
-    edges = np.linspace(0, len(y), count + 1).astype(int)
+    edges = np.arange(count + 1) * len(y) // count
     begins, sizes = edges[:-1], np.diff(edges)
     mean = np.add.reduceat(y.astype(np.float64), begins) / sizes
     low, high = np.minimum.reduceat(y, begins), np.maximum.reduceat(y, begins)

@@ -13,6 +13,7 @@ once the text is complete, and only then.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 
@@ -86,6 +87,11 @@ class Grammars:
         self._lock = threading.Lock()
         self._known: llguidance.LLTokenizer | None = None
 
+    def make_ready(self):
+        """Make now what the first grammar would have to wait for: up to half a second."""
+        with contextlib.suppress(ValueError):  # the request that needs it is told
+            self._tokens()
+
     def matcher(self, grammar: str) -> GrammarMatcher:
         """Where an answer begins. ValueError for a grammar that cannot be followed."""
         matcher = llguidance.LLMatcher(self._tokens(), grammar, log_level=0, limits=LIMITS)
@@ -99,6 +105,8 @@ class Grammars:
         """What the library knows of the tokenizer, made when it is first needed."""
         with self._lock:
             if self._known is None:
+                if not self.ends:
+                    raise ValueError("no grammars with a tokenizer that cannot end an answer")
                 wrapper = llguidance.TokenizerWrapper(_Tokens(self.tokenizer, self.ends[0]))
                 try:
                     self._known = llguidance.LLTokenizer(wrapper, eos_token=self.ends)

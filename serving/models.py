@@ -79,6 +79,7 @@ def open_models(
         grammars = Grammars(tokenizer, ends, model.config.vocab_size)
         engine = Engine(fast, rows, rows, tokens, compiled=compiled, make_matcher=grammars.matcher)
         engine.warm_up()
+        grammars.make_ready()
         described = ServedModel(
             name, tokenizer, engine.max_tokens, model.config.vocab_size, ends,
             "base" if tokenizer.chat_template is None else "chat", can_think(tokenizer),

@@ -76,7 +76,9 @@ def check_interrupted_runs(tmp_path, flags, script, processes, number, runs, kil
     return interrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags, number):
     """Killed at random moments and started again, a run ends with the same bits and metrics."""
     assert check_interrupted_runs(tmp_path, flags, "pretrain", 1, number, runs=1, kills=3)
@@ -143,8 +145,8 @@ cli.run(script.main)
     ("script", "number", "expected"),
     [
         ("pretrain", 1, "before the first update"),  # the held-out loss of step 0
-        ("pretrain", 2, "after step 4"),
-        ("full_sft", 2, "after step 4"),
+        pytest.param("pretrain", 2, "after step 4", marks=pytest.mark.slow),
+        pytest.param("full_sft", 2, "after step 4", marks=pytest.mark.slow),
         ("dpo", 2, "after step 4"),
     ],
 )
@@ -269,7 +271,7 @@ def test_ddp_fsdp_and_one_process_agree(tmp_path, flags):
         ("pretrain", ["--optimizer", "muon"]),
         pytest.param("full_sft", [], marks=pytest.mark.slow),
         pytest.param("lora", ["--use_dora", "--lora_dropout", 0], marks=pytest.mark.slow),
-        ("dpo", ["--lora_rank", 4]),
+        pytest.param("dpo", ["--lora_rank", 4], marks=pytest.mark.slow),
     ],
 )
 def test_shards_train_as_one_process_does(tmp_path, flags, script, more):

@@ -437,6 +437,7 @@ def test_numbers_of_any_kind_get_a_chart(open_page, out):
     assert keys.split("\n") == ["training", "held out", "chosen", "rejected"]
 
 
+@pytest.mark.slow
 def test_it_looks_seldom_and_only_while_it_is_seen(open_page, out, growing):
     """Once runs have ended: every 10 s. Of a running one: every few; hidden: not at all."""
     make_run(out / "a", [*steps(1, 100, lambda i: 1.0), END])

@@ -83,7 +83,7 @@ cli.run(script.main)
 """
 
 
-@pytest.mark.parametrize("save_interval", [4, 100])
+@pytest.mark.parametrize("save_interval", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_no_step_is_drawn_twice_after_a_kill(tmp_path, flags, save_interval):
     """Killed after update 7: what it had drawn after its last checkpoint, or before, is forgotten.
 
@@ -103,6 +103,7 @@ def test_no_step_is_drawn_twice_after_a_kill(tmp_path, flags, save_interval):
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_with_tensorboard_it_is_the_same_run(tmp_path, flags):
     """A run begun without goes on with it, and no flag is said to have changed."""
     run("pretrain", tmp_path / "run", *flags["pretrain"], "--max_steps", 6)

@@ -58,7 +58,7 @@ def assert_same_gradients(a: Path, b: Path):
         torch.testing.assert_close(gradient, second[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("moe", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_update_is_the_mean_over_its_tokens(monkeypatch, workspace, moe):
     """1 × 8, 8 × 1 and two processes × 4 give the same gradient, rows with uneven masks included.
 
@@ -104,7 +104,7 @@ def test_two_processes_share_muons_work(monkeypatch, workspace):
         assert moved > 0 and (weight - two[name]).norm() < 1e-2 * moved, name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_resumed_run_equals_uninterrupted(monkeypatch, workspace, optimizer):
     """A run stopped after step 3 and started again ends with the same bits and metrics.
 
