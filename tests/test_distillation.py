@@ -280,25 +280,58 @@ def gradients(checkpoint):
     return {k.removesuffix(".exp_avg"): v / 0.1 for k, v in state.items() if k.endswith(".exp_avg")}
 
 
-@pytest.mark.parametrize("shards", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_update_is_a_mean_however_it_is_shared_out(monkeypatch, tmp_path, flags, shards):
-    """1 × 24, 8 × 3, two processes × 4 × 3, these with shards (--fsdp) or without: one gradient."""
-    once = [*flags["distillation"], "--max_steps", 1, "--val_fraction", 0, "--grad_clip", 0,
-            "--dropout", 0, "--temperature", 2, "--alpha", 0.2, "--batch_size"]  # fmt: skip
-    train(monkeypatch, "distillation", tmp_path / "one", *once, 24)
-    train(monkeypatch, "distillation", tmp_path / "eight", *once, 3, "--accumulation_steps", 8)
-    two = [*once, 3, "--accumulation_steps", 4, *["--fsdp"] * shards]
-    in_two_processes("train_distillation.py", tmp_path / "two", *two)
-    first = gradients(tmp_path / "one/step-00000001")
-    assert sum(gradient.abs().sum() for gradient in first.values()) > 1
-    for run in ("eight", "two"):
-        other = gradients(tmp_path / run / "step-00000001")
-        assert first.keys() == other.keys()
-        for name, gradient in first.items():
-            torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-7, msg=name)
-        for name in ("loss", "divergence"):
-            ours, theirs = (figures(tmp_path / folder)[0][name] for folder in ("one", run))
-            assert ours == pytest.approx(theirs, rel=1e-5)
+TWO = pytest.mark.slow  # processes
+
+
+@pytest.mark.parametrize(
+    ("more", "processes"),
+    [
+        ([], 1),
+        (["--on_policy", 1], 1),
+        pytest.param([], 2, marks=TWO),
+        pytest.param(["--on_policy", 1], 2, marks=TWO),
+        pytest.param(["--fsdp"], 2, marks=TWO),
+        pytest.param(["--teacher_top_k", 8], 2, marks=TWO),
+    ],
+)
+def test_an_update_is_a_mean_however_it_is_shared_out(
+    monkeypatch, tmp_path, flags, more, processes
+):
+    """1 × 24 rows, 8 × 3, two processes × 4 × 3, these with shards or without: one gradient."""
+    once = [
+        *flags["distillation"],
+        "--max_steps",
+        1,
+        "--val_fraction",
+        0,
+        "--grad_clip",
+        0,
+        "--dropout",
+        0,
+        "--temperature",
+        2,
+        "--alpha",
+        0.2,
+        "--max_new_tokens",
+        16,
+        *more,
+    ]
+    other = [*once, "--batch_size", 3, "--accumulation_steps", 8 // processes]  # fmt: skip
+    once = [*(word for word in once if word != "--fsdp"), "--batch_size", 24]
+    train(monkeypatch, "distillation", tmp_path / "one", *once)
+    if processes == 2:
+        in_two_processes("train_distillation.py", tmp_path / "other", *other)
+    else:
+        train(monkeypatch, "distillation", tmp_path / "other", *other)
+    one, other = (gradients(tmp_path / run / "step-00000001") for run in ("one", "other"))
+    assert sum(gradient.abs().sum() for gradient in one.values()) > 1
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-7, msg=name)
+    ours, theirs = (figures(tmp_path / run)[0] for run in ("one", "other"))
+    assert ours["tokens"] == theirs["tokens"]
+    for name in ("loss", "divergence"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
 
 
 def stop_after_save(monkeypatch, step):
