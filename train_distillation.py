@@ -82,8 +82,8 @@ def parts_of_the_loss(args) -> dict:
     for name in ("questions", "data_weights") if args.data == "text" else ():
         if getattr(args, name) is not None:
             raise ValueError(f"--{name}: belongs to --data conversations, not text")
-    if args.on_policy and (args.data == "text" or args.fsdp):
-        raise ValueError("--on_policy: not with --data text or --fsdp")
+    if args.on_policy and args.data == "text":
+        raise ValueError("--on_policy: not with --data text")
     if args.on_policy and args.teacher_top_k:
         raise ValueError("--teacher_top_k: not with --on_policy, whose texts are new ones")
     names = ["divergence", "temperature", "on_policy", "teacher_top_k"]

@@ -291,6 +291,7 @@ TWO = pytest.mark.slow  # processes
         pytest.param([], 2, marks=TWO),
         pytest.param(["--on_policy", 1], 2, marks=TWO),
         pytest.param(["--fsdp"], 2, marks=TWO),
+        pytest.param(["--on_policy", 1, "--fsdp"], 2, marks=TWO),
         pytest.param(["--teacher_top_k", 8], 2, marks=TWO),
     ],
 )
@@ -480,8 +481,9 @@ def own(tmp_path, flags, tiny_tokenizer):
         dataset = SFTDataset(encoded, max_seq_len)
         batch = [torch.stack(parts) for parts in zip(*(dataset[i] for i in range(len(dataset))))]
         run = SimpleNamespace(
-            args=SimpleNamespace(seed=seed), step=step, dtype=torch.float32, at_boundary=True,
-            device=torch.device("cpu"), model=model, ranks=SimpleNamespace(rank=0),
+            args=SimpleNamespace(seed=seed, fsdp=False), step=step, dtype=torch.float32,
+            at_boundary=True, device=torch.device("cpu"), model=model,
+            ranks=SimpleNamespace(rank=0),
             batches=lambda *_: [tuple(part[rows] for part in batch)],
         )  # fmt: skip
         return OwnSamples(run, tiny_tokenizer, 1.0, most), [part[rows] for part in batch]

@@ -23,7 +23,7 @@ from model.decoding_layers import for_decoding
 from model.engine import Engine, Request
 from model.model import MiniMindLM
 from model.sampling import Sampling
-from training.distributed import seed_dropout, sum_over_ranks
+from training.distributed import seed_dropout, sum_over_ranks, whole
 from training.run import Run
 
 LARGEST_BATCH = 256  # answers drawn together
@@ -126,10 +126,9 @@ class OwnSamples:
             Request(p.ids, p.most, ends, Sampling(), f"{run.args.seed}/{run.step}/{p.name}")
             for p in prompts
         ]
-        if not requests:
-            return []
-        most = min(len(requests), LARGEST_BATCH)
-        engine = Engine(self._decoder(), most, kept=0, prompt_tokens=1024)
+        decoder = self._decoder()  # of all ranks together, even if one has no prompt
+        most = max(1, min(len(requests), LARGEST_BATCH))
+        engine = Engine(decoder, most, kept=0, prompt_tokens=1024)
         for request in requests:
             engine.add(request)
         while engine.has_work:
@@ -137,10 +136,21 @@ class OwnSamples:
         return [request.tokens for request in requests]
 
     def _decoder(self) -> MiniMindLM:
-        """The model with the weights as they are now, in the run's precision."""
-        model = self.run.model
-        if self.run.dtype != torch.float32:
-            model = copy.deepcopy(model).to(self.run.dtype)
+        """The model with the weights as they are now, in the run's precision, whole on every rank.
+
+        So ranks need not wait for each other while they draw.
+        """
+        run, model = self.run, self.run.model
+        if run.args.fsdp:
+            weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
+            with torch.device("meta"):
+                model = MiniMindLM(model.config)
+            model.load_state_dict(weights, strict=False, assign=True)  # a tied head is one of them
+            if model.config.tie_word_embeddings:
+                model.lm_head.weight = model.model.embed_tokens.weight
+            model.make_buffers(run.device)
+        if run.dtype != torch.float32:
+            model = copy.deepcopy(model).to(run.dtype)
         return for_decoding(model).eval()
 
     def rows(self, prompts: list[Prompt], answers: list[list[int]], shape) -> tuple[Tensor, ...]:
