@@ -303,15 +303,10 @@ class Engine:
             self.sampler = Sampler([row.draws for row in rows], self.device)
         for row in rows:
             self._trying(row.request, row.draws.look_ahead)
-        asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
-        as_drawn = [i for i in asked if rows[i].request.as_drawn]
-        told = {i: logits[i] for i in asked}
-        if as_drawn:  # before a draw changes the penalties
-            penalised = self.sampler.penalised(logits)
-            for i in as_drawn:
-                told[i] = penalised[i] / (rows[i].request.sampling.temperature or 1.0)
+        told = self._told_of(logits)
         drawn = []
         tokens = self.sampler.next(logits)
+        logprobs = self._log_probs(told, tokens)
         for i, (row, token) in enumerate(zip(rows, tokens)):
             request = row.request
             if row.draws.matcher is not None and not request.ending:
@@ -322,9 +317,7 @@ class Engine:
                 request.ending = "length"
                 drawn.append(Drawn(request, None, None, True))
                 continue
-            logprob = None
-            if i in told:
-                [logprob] = log_probs(told[i][None], [token], request.logprobs)
+            logprob = logprobs.get(i)
             request.tokens.append(token)
             if token in request.stop_ids:
                 request.ending = "stop"
@@ -336,6 +329,33 @@ class Engine:
         for row in [row for row in rows if row.request.ending]:
             self._release(row)
         return drawn
+
+    def _told_of(self, logits: Tensor) -> Tensor | None:
+        """Logits [n, V] whose log-probabilities are asked for: as drawn or the model's own.
+
+        To be called before a draw changes the penalties; None where nobody asks.
+        """
+        requests = [row.request for row in self.rows[: self.answering]]
+        as_drawn = [r.as_drawn and r.logprobs is not None for r in requests]
+        if any(as_drawn):
+            scaled = self.sampler.penalised(logits) / self.sampler.temperature
+            if all(as_drawn):
+                return scaled
+            chosen = torch.tensor(as_drawn, device=self.device)[:, None]  # [n, 1]
+            return torch.where(chosen, scaled, logits.float())
+        return logits if any(r.logprobs is not None for r in requests) else None
+
+    def _log_probs(self, told: Tensor | None, tokens: list[int]) -> dict[int, LogProb]:
+        """By row, of those whose requests ask for it; told [n, V] of `_told_of`."""
+        asked: dict[int, list[int]] = {}  # rows by how many of the likeliest they want
+        for i, row in enumerate(self.rows[: self.answering]):
+            if row.request.logprobs is not None:
+                asked.setdefault(row.request.logprobs, []).append(i)
+        found = {}
+        for count, places in asked.items():
+            logits = told if len(places) == len(told) else told[places]
+            found |= zip(places, log_probs(logits, [tokens[i] for i in places], count))
+        return found
 
     def _trying(self, request: Request, ask: Callable, *arguments):
         """ask(*arguments), of a matcher or its maker; where that raises, the request has failed.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -114,6 +115,7 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight  # the same parameter: attaching costs no copy
         self.scale = config.scale
+        self.is_on = True
         kind = {"bias": False, "device": base.weight.device, "dtype": torch.float32}
         self.lora_A = nn.Linear(base.in_features, config.lora_rank, **kind)
         self.lora_B = nn.Linear(config.lora_rank, base.out_features, **kind)
@@ -137,6 +139,8 @@ class LoRALinear(nn.Linear):
         return weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.is_on:
+            return F.linear(x, self.weight)
         dropped = self.dropout(x)
         low_rank = self.scale * self.lora_B(self.lora_A(dropped.to(self._adapter_dtype(x))))
         y = F.linear(x, self.weight)
@@ -156,6 +160,19 @@ class LoRALinear(nn.Linear):
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
     """(name, layer) of every layer with an adapter."""
     return ((n, m) for n, m in model.named_modules() if isinstance(m, LoRALinear))
+
+
+@contextmanager
+def turned_off(model: nn.Module):
+    """The model computes as its base does, as long as this lasts."""
+    layers = [layer for _, layer in adapters(model)]
+    for layer in layers:
+        layer.is_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_on = True
 
 
 def attach(model: nn.Module, config: LoRAConfig):

@@ -216,6 +216,7 @@ class MiniMindLM(nn.Module):
         cache=None,
         token_mask: Tensor | None = None,
         last_only: bool | Tensor = False,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits for the token after each position, and the weighted auxiliary loss.
 
@@ -228,6 +229,7 @@ class MiniMindLM(nn.Module):
         last_only     logits of the last position alone, for decoding; int64 [B]: of this position
                       in each row instead, where prompts of several lengths are padded; int64 [n]
                       beside a single row: of these positions, as if they were rows.
+        places        int64 [n]: logits [n, V] of these positions alone, counted through all rows.
 
         Returns logits [B, T, V] ([B|n, 1, V] with last_only) and aux_loss, a float32 scalar:
         router_aux_loss_coef · load-balancing loss with experts, 0 without.
@@ -265,6 +267,8 @@ class MiniMindLM(nn.Module):
             x = x[torch.arange(len(x), device=x.device), last_only][:, None]  # [B, 1, C]
         elif last_only:
             x = x[:, -1:]
+        elif places is not None:
+            x = x.flatten(0, 1)[places]  # [n, C]
         logits = self.lm_head(self.model.norm(x))
         return logits, self._auxiliary_loss(router_logits, token_mask, x.device)
 

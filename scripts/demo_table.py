@@ -28,10 +28,11 @@ from dataset.record_cache import encoded_records
 from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.hf_format import load_model, weights_sha256
+from tasks.text import is_exact
 from training import cli
 from training.checkpoint import adapter_folder, model_folder
 from training.distributed import init_distributed
-from training.evaluation import ask, is_exact, read_questions
+from training.evaluation import ask, read_questions
 from training.reference import pair_log_probs
 from training.run_log import read_metrics
 

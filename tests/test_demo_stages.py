@@ -81,13 +81,14 @@ def write_data_of_the_readme(tree: Path):
     demo_data = tree / "out" / "demo_data"
     lines = {
         name: (demo_data / f"{name}.jsonl").read_text("utf-8").splitlines()
-        for name in ("pretrain", "sft", "lora", "dpo")
+        for name in ("pretrain", "sft", "lora", "dpo", "kto")
     }
     files = {
         "a": lines["pretrain"][:400], "more": lines["pretrain"][400:600],
         "held_out": lines["pretrain"][600:700], "skill": lines["lora"][:300],
         "chats": [line for line in lines["sft"] if '"tools"' not in line][:300],
         "tools": [line for line in lines["sft"] if '"tools"' in line], "pairs": lines["dpo"][:200],
+        "judged": lines["kto"][:200],
     }  # fmt: skip
     for name, content in files.items():
         (tree / f"{name}.jsonl").write_text("\n".join(content) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ SMALL = ["--device", "cpu", "--dtype", "float32", "--no-compile", "--max_steps",
 
 def copy_of_the_repository(folder: Path) -> Path:
     """The code alone, to be edited."""
-    for name in ("model", "dataset", "training", "serving", "terminal", "tools"):
+    for name in ("model", "dataset", "training", "serving", "terminal", "tools", "tasks"):
         shutil.copytree(REPOSITORY / name, folder / name)
     for script in REPOSITORY.glob("*.py"):
         shutil.copy(script, folder)

@@ -13,6 +13,7 @@ import serve_model
 import train_distillation
 import train_dpo
 import train_full_sft
+import train_grpo
 import train_kto
 import train_lora
 import train_pretrain
@@ -23,6 +24,7 @@ from benchmarks import (
     bench_data,
     bench_first_tokens,
     bench_generate,
+    bench_grpo,
     bench_kernels,
     bench_lookup,
     bench_scripts,
@@ -42,6 +44,7 @@ PARSERS = {
     "train_distillation.py": train_distillation.parse_args,
     "train_dpo.py": train_dpo.parse_args,
     "train_kto.py": train_kto.parse_args,
+    "train_grpo.py": train_grpo.parse_args,
     "eval_model.py": eval_model.parse_args,
     "serve_model.py": serve_model.parse_args,
     "scripts/demo_table.py": demo_table.parse_args,
@@ -54,6 +57,7 @@ PARSERS = {
     "benchmarks/bench_data.py": bench_data.parse_args,
     "benchmarks/bench_first_tokens.py": bench_first_tokens.parse_args,
     "benchmarks/bench_generate.py": bench_generate.parse_args,
+    "benchmarks/bench_grpo.py": bench_grpo.parse_args,
     "benchmarks/bench_kernels.py": bench_kernels.parse_args,
     "benchmarks/bench_lookup.py": bench_lookup.parse_args,
     "benchmarks/bench_scripts.py": bench_scripts.parse_args,
@@ -124,6 +128,7 @@ TRAINING = [
     "train_dpo.py",
     "train_kto.py",
     "train_distillation.py",
+    "train_grpo.py",
 ]
 
 

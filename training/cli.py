@@ -129,8 +129,11 @@ def add_tuning_flags(
     add = flags(parser, "data")
     add("--data_path", SEVERAL, None, f"one or several files of {what}; None: the demo corpus")
     _add_held_out_flags(add, what, val_fraction)
-    text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the demo\'s '
-    add("--questions", Path, None, f"{text}if --data_path is")
+    if what != "prompts":
+        text = (
+            'file of {"question", "answer"} whose greedy answers must be exact; None: the demo\'s '
+        )
+        add("--questions", Path, None, f"{text}if --data_path is")
     text = "model folder or run to start from: ours or any dense Qwen3"
     if init_from is None:
         text += "; None: random weights"
@@ -141,6 +144,32 @@ def add_tuning_flags(
         text = "per file, how often its conversations are taken in an epoch; None: once"
         add("--data_weights", {"type": in_range(0, 1e3), **SEVERAL}, None, text)
         add("--packing", BOOL, True, "several conversations in a row; without: one, to compare")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser):
+    """How completions are sampled, of which a model learns."""
+    add = flags(parser, "sampling")
+    add("--num_generations", at_least(2, 2**16), 8, "completions of every prompt")
+    add("--max_new_tokens", at_least(1), 64, "longest completion, in tokens")
+    add("--temperature", in_range(0.01, 100), 1.0, "of sampling; the policy is what is sampled")
+    text = "refused below 1: the policy that is trained would not be the one that is sampled"
+    add("--top_p", in_range(0, 1), 1.0, text)
+    add("--top_k", at_least(0), 0, "refused above 0, for the same reason")
+    add("--mask_truncated", SWITCH, False, "learn nothing from completions cut at the limit")
+    add("--max_running", at_least(1, 2**16), 256, "completions sampled at a time, per process")
+    text = "completions of every held-out prompt for pass@1 and pass@k; 0: greedy ones alone"
+    add("--eval_generations", at_least(0, 2**16), 4, text)
+
+
+def check_sampling(args: argparse.Namespace):
+    """ValueError for a distribution to sample from that is not the policy's own."""
+    if args.top_p < 1 or args.top_k > 0:
+        flag = f"--top_p {args.top_p:g}" if args.top_p < 1 else f"--top_k {args.top_k}"
+        raise ValueError(
+            f"{flag}: completions to learn from are drawn from the whole distribution (--top_p 1 "
+            "--top_k 0), else their probabilities under the policy are not those they were drawn "
+            "with"
+        )
 
 
 def _add_held_out_flags(add: Callable, what: str, val_fraction: float):

@@ -21,8 +21,9 @@ from dataset.records import Problems
 from dataset.sft import SFTDataset
 from dataset.token_cache import cached_tokens
 from dataset.tokenizer import Tokenizer
+from tasks.task import Prompt
 from training.distributed import local_main_first
-from training.evaluation import Question, first_questions, read_questions
+from training.evaluation import first_questions, read_questions
 from training.run import Run
 from training.start import DEMO_DATA
 
@@ -123,7 +124,7 @@ def _datasets(kind: str, paths: list, args, tokenizer: Tokenizer, run: Run, trai
 
 def questions(
     args: argparse.Namespace, tokenizer: Tokenizer, val_dataset: SFTDataset | None = None
-) -> list[Question]:
+) -> list[Prompt]:
     """Those of --questions; without, the first questions of the held-out conversations."""
     if args.questions:
         return read_questions(args.questions, tokenizer)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.chat import encode_conversation, said_aloud, stop_ids
-from dataset.conversations import BadConversation, to_conversation
-from dataset.readers import read_records
-from dataset.records import Problems
+from dataset.chat import said_aloud, stop_ids
 from dataset.sft import SFTDataset
 from model.engine import Engine, Request
 from model.sampling import Sampling
+from tasks.prompts import read_prompts
+from tasks.task import Prompt
+from tasks.text import is_exact, right_text
 from training.distributed import Ranks, sum_over_ranks
 from training.loading import make_loader, on_device
 from training.losses import token_cross_entropy
@@ -98,46 +97,16 @@ def continue_text(model, tokenizer, prompt: list[int], max_new_tokens: int, seed
     return " ".join(text.split())
 
 
-class Question(NamedTuple):
-    """Something to ask a chat model, and the answer hoped for."""
+def read_questions(path: str | Path, tokenizer, chat: bool = True) -> list[Prompt]:
+    """The questions of a file, of any form that `tasks.prompts` reads, with a text as the answer.
 
-    text: str
-    answer: str
-    prompt: list[int]  # ids up to where the assistant begins to speak
-
-
-def read_questions(path: str | Path, tokenizer, chat: bool = True) -> list[Question]:
-    """The questions of a file with the fields "question" and "answer".
-
-    "conversations", where a record has it, holds the turns before the question. chat: what is asked
-    are a user's messages; else, for a base model, lines of text to go on from. Raises what
-    `readers.read_records` raises, and DataError for a record without these fields as text.
+    chat: what is asked are a user's messages; else, for a base model, lines of text to go on from.
+    Raises what `readers.read_records` raises, and DataError for a record without such an answer.
     """
-    problems, questions = Problems(), []
-    for record in read_records(path, "stop", problems, flag="--questions"):
-        text, answer = record.fields.get("question"), record.fields.get("answer")
-        if not isinstance(text, str) or not isinstance(answer, str):
-            expected = 'text in the fields "question" and "answer"'
-            problems.add(record.path, record.line, expected, ", ".join(record.fields) or "none")
-            continue
-        messages, tools = [], None
-        if "conversations" in record.fields:
-            try:
-                messages, tools = to_conversation(record.fields)
-            except BadConversation as bad:
-                problems.add(record.path, record.line, bad.expected, bad.got)
-                continue
-        messages.append({"role": "user", "content": text})
-        if chat:
-            ids, _ = encode_conversation(tokenizer, messages, tools, add_generation_prompt=True)
-        else:
-            lines = "".join(message["content"] + "\n" for message in messages)
-            ids = tokenizer.encode_text(lines)
-        questions.append(Question(text, answer, ids))
-    return questions
+    return read_prompts(path, tokenizer, "--questions", chat=chat, right=right_text)
 
 
-def first_questions(dataset: SFTDataset, tokenizer, count: int) -> list[Question]:
+def first_questions(dataset: SFTDataset, tokenizer, count: int) -> list[Prompt]:
     """The openings of the first conversations: everything before the first answer, and it."""
     questions = []
     for ids, mask in dataset.first_sequences(count):
@@ -145,7 +114,7 @@ def first_questions(dataset: SFTDataset, tokenizer, count: int) -> list[Question
         end = start + int((mask[start:] == 0).argmax())  # the turn's closing newline has mask 0
         text = " ".join(tokenizer.decode(ids[:start].tolist(), True).split())
         answer = said_aloud(tokenizer, ids[start : end - 1].tolist())
-        questions.append(Question(text, answer, ids[:start].tolist()))
+        questions.append(Prompt(text, ids[:start].tolist(), answer))
     return questions
 
 
@@ -172,7 +141,7 @@ def greedy_answers(
 
 
 def ask(
-    model, tokenizer, questions: list[Question], max_new_tokens: int = 64, stop=None
+    model, tokenizer, questions: list[Prompt], max_new_tokens: int = 64, stop=None
 ) -> list[str]:
     """The model's greedy answer to each question, asked alone.
 
@@ -180,7 +149,7 @@ def ask(
     """
     was_training = model.training
     model.eval()
-    prompts = [question.prompt for question in questions]
+    prompts = [question.ids for question in questions]
     is_over = None if stop is None else lambda: stop.signal != 0
     answers = greedy_answers(model, prompts, max_new_tokens, set(stop_ids(tokenizer)), is_over)
     model.train(was_training)
@@ -188,7 +157,7 @@ def ask(
 
 
 def loss_and_answers(
-    run, val_dataset: Dataset, tokenizer, questions: list[Question],
+    run, val_dataset: Dataset, tokenizer, questions: list[Prompt],
     divergence: Callable | None = None,
 ) -> tuple[dict, list[str]]:  # fmt: skip
     """For `Run.begin`, of a model that chats: held-out loss, exact answers, a few of them in words.
@@ -212,12 +181,7 @@ def loss_and_answers(
     return figures, [f"{q.text} ⟶ {' '.join(answer.split())}" for q, answer in shown]
 
 
-def exact_match(questions: list[Question], answers: list[str]) -> float:
+def exact_match(questions: list[Prompt], answers: list[str]) -> float:
     """Share of the answers that are the expected text, outer white space aside."""
     right = sum(is_exact(q, a) for q, a in zip(questions, answers, strict=True))
     return right / max(1, len(questions))
-
-
-def is_exact(question: Question, answer: str) -> bool:
-    """Whether an answer is the expected text, outer white space aside."""
-    return question.answer.strip() == answer.strip()

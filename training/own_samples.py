@@ -7,7 +7,6 @@ script changes: X, Y, loss_mask (what the student said) and document_ids.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import random
 from collections.abc import Iterator
@@ -19,18 +18,17 @@ from torch import Tensor
 
 from dataset.chat import stop_ids
 from dataset.tokenizer import Tokenizer
-from model.decoding_layers import for_decoding
 from model.engine import Engine, Request
-from model.model import MiniMindLM
 from model.sampling import Sampling
-from training.distributed import seed_dropout, sum_over_ranks, whole
+from training.distributed import sum_over_ranks
+from training.rollouts import decoding_copy
 from training.run import Run
 
 LARGEST_BATCH = 256  # answers drawn together
 
 
 @dataclass
-class Prompt:
+class Opening:
     """A conversation up to where the assistant is to speak, in some row of an update."""
 
     row: int
@@ -80,14 +78,11 @@ class OwnSamples:
             for prompts, batch in zip(by_batch, held)
         ]
         count = sum_over_ranks(sum(loss_mask.sum() for _, _, loss_mask, _ in batches))
-        for number, batch in enumerate(batches, start=1):
-            run.update_size = max(1, int(count))
-            run.at_boundary = number == len(batches)
-            seed_dropout(run.args.seed, run.step, number, run.ranks.rank)
-            yield batch
+        run.update_size = max(1, int(count))
+        yield from run.inner_updates(batches, 1)
 
     def prompts(self, X: Tensor, Y: Tensor, loss_mask: Tensor, document_ids: Tensor):
-        """The prompts [Prompt] that a micro-batch is to be answered to, as [B, T] rows have them.
+        """The prompts (Opening) that a micro-batch is to be answered to, as [B, T] rows have them.
 
         Of each conversation one answer, drawn by lot, is to be given anew. A row keeps as many
         conversations, in an order drawn by lot, as have room with the longest answers.
@@ -108,15 +103,15 @@ class OwnSamples:
             room, kept = T + 1, []  # the last token of a document takes no position
             for _, ids, name in sorted(drawn):
                 if len(ids) + self.max_new_tokens <= room:
-                    kept.append(Prompt(row, ids, name, self.max_new_tokens))
+                    kept.append(Opening(row, ids, name, self.max_new_tokens))
                     room -= len(ids) + self.max_new_tokens - 1
             if drawn and not kept:
                 _, ids, name = min(drawn, key=lambda one: len(one[1]))
-                kept = [Prompt(row, ids, name, T + 1 - len(ids))]
+                kept = [Opening(row, ids, name, T + 1 - len(ids))]
             prompts += kept
         return prompts
 
-    def answers(self, prompts: list[Prompt]) -> list[list[int]]:
+    def answers(self, prompts: list[Opening]) -> list[list[int]]:
         """What the model says to each, with the stop token if it came to one, at temperature 1.
 
         Draws depend on --seed, the step and the prompt alone.
@@ -126,7 +121,7 @@ class OwnSamples:
             Request(p.ids, p.most, ends, Sampling(), f"{run.args.seed}/{run.step}/{p.name}")
             for p in prompts
         ]
-        decoder = self._decoder()  # of all ranks together, even if one has no prompt
+        decoder = decoding_copy(run)  # of all ranks together, even if one has no prompt
         most = max(1, min(len(requests), LARGEST_BATCH))
         engine = Engine(decoder, most, kept=0, prompt_tokens=1024)
         for request in requests:
@@ -135,25 +130,7 @@ class OwnSamples:
             engine.step()
         return [request.tokens for request in requests]
 
-    def _decoder(self) -> MiniMindLM:
-        """The model with the weights as they are now, in the run's precision, whole on every rank.
-
-        So ranks need not wait for each other while they draw.
-        """
-        run, model = self.run, self.run.model
-        if run.args.fsdp:
-            weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
-            with torch.device("meta"):
-                model = MiniMindLM(model.config)
-            model.load_state_dict(weights, strict=False, assign=True)  # a tied head is one of them
-            if model.config.tie_word_embeddings:
-                model.lm_head.weight = model.model.embed_tokens.weight
-            model.make_buffers(run.device)
-        if run.dtype != torch.float32:
-            model = copy.deepcopy(model).to(run.dtype)
-        return for_decoding(model).eval()
-
-    def rows(self, prompts: list[Prompt], answers: list[list[int]], shape) -> tuple[Tensor, ...]:
+    def rows(self, prompts: list[Opening], answers: list[list[int]], shape) -> tuple[Tensor, ...]:
         """X, Y, loss_mask, document_ids, of this shape: prompts and answers, and then filling."""
         X, Y = np.full((2, *shape), self.tokenizer.eos_id, np.int64)
         loss_mask, document_ids = np.zeros(shape, np.float32), np.zeros(shape, np.int64)

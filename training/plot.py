@@ -10,6 +10,7 @@ PANELS = (
     ("exact match", ("exact_match",)),
     ("accuracy", ("accuracy", "val_accuracy")),
     ("margin", ("margin", "val_margin")),
+    ("reward", ("reward", "val_reward")),
     ("reward", ("chosen_reward", "val_chosen_reward", "rejected_reward", "val_rejected_reward")),
 )
 TRAINING, HELD_OUT = "tab:blue", "tab:orange"

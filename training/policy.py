@@ -14,6 +14,7 @@ from dataset.tokenizer import Tokenizer
 from model import lora
 from model.hf_format import Inherited, load_model, save_model
 from model.model import MiniMindLM
+from training.distributed import shard
 from training.run import Run
 
 
@@ -29,6 +30,18 @@ def load_policy(run: Run, checkpoint: Path | None = None) -> MiniMindLM:
     if checkpoint:
         lora.load_adapter(model, checkpoint, run.base_sha256)
     return model
+
+
+def load_reference(run: Run) -> MiniMindLM:
+    """The model as the run began with it, to compare the policy with; placed, and never trained.
+
+    With an adapter it is the policy's own model, whose adapter is to be turned off: no second one.
+    """
+    if run.adapter is not None:
+        return run.model
+    model = load_model(run.args.init_from, run.home, config=run.config).requires_grad_(False)
+    model = shard(model, run.ranks, run.args) if run.args.fsdp else model.to(run.device)
+    return model.eval()
 
 
 def write_policy(run: Run, tokenizer: Tokenizer, base: Inherited, folder: Path, weights: dict):

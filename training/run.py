@@ -32,8 +32,7 @@ from training.loading import make_loader, on_device
 from training.loss_watch import LossWatch
 from training.memory import fit_memory
 from training.optimizers import skip_unless_finite
-from training.run_log import RunLog
-from training.speed import flops_per_token
+from training.run_log import open_log
 from training.start import first_state, open_run
 from training.stopping import Stopping
 from training.writer import CheckpointWriter
@@ -55,7 +54,6 @@ class Run:
     home          the device on which the model is to be made or loaded
     device, dtype, autocast  where and in what precision to compute
     total_steps   updates of the whole run (known once there is a loader)
-    update_size   what the loss of this update is a mean over: the targets of its rows, say
     """
 
     def __init__(self, args, config, adapter=None, **more):
@@ -160,8 +158,8 @@ class Run:
     ):  # fmt: skip
         """Take up the state of a checkpoint, say what is going to happen, measure for a first time.
 
-        measure()                     held-out figures, "val_loss" the first of them, and lines to
-                                      print below them; called where there is a val_dataset
+        measure()                     held-out figures, "val_loss" among them or "val_reward", and
+                                      lines to print below them; called where there is a val_dataset
         write_model(folder, weights)  writes what other tools open; weights: name -> Tensor, of
                                       all that is trained
         """
@@ -173,16 +171,7 @@ class Run:
             self.resumed_from, self.identity, self.total_steps, self.model, optimizer, scaler, args,
             ranks, eval_due=self.val_dataset is not None,
         )  # fmt: skip
-        positions = self.sampler.rows_per_update * args.max_seq_len  # of an update
-        flops = flops_per_token(self.model, args.max_seq_len / 2) * positions
-        self.log = RunLog(
-            args.out_dir, self.total_steps, self.state, ranks.is_main, args, flops, ranks,
-            self.dtype,
-        )  # fmt: skip
-        update = f"{self.sampler.rows_per_update} × {args.max_seq_len:,} tokens"
-        self.log.say_what(self.model, update, dataset.summary())
-        if self.resumed_from:
-            self.log.say(f"going on from {self.resumed_from}")
+        self.log = open_log(self)
         self.watch = LossWatch(args.max_bad_steps, self.state, self.log, dataset, self.sampler)
         self.writer = CheckpointWriter(args.out_dir, args.keep_checkpoints, ranks.is_main)
         self.stop.begin_training()  # from here on a signal waits for the end of the update
@@ -203,7 +192,7 @@ class Run:
         per_epoch, state = self.sampler.updates_per_epoch, self.state
         self.watch.settle()  # while the sampler still knows the rows of the epoch before
         self.sampler.set_position(epoch, first_update=state.step % per_epoch)
-        self.epoch, self._sums = epoch, 0
+        self.epoch, self._sums, self._inner_left = epoch, 0, 0
         batches = on_device(self.log.waiting(loader), self.device)
         for number, batch in enumerate(batches, start=1):
             if state.step >= self.total_steps:  # what a resumed run has measured was all
@@ -216,38 +205,54 @@ class Run:
             if self.stop.agreed or state.step >= self.total_steps:
                 return
 
+    def inner_updates(self, batches: list, times: int) -> Iterator:
+        """Micro-batches made of what an update has sampled, for as many optimizer steps as `times`.
+
+        Together they are one update, logged and saved once. What `count` gets are parts of sums.
+        """
+        self._part = self.ranks.world_size / times
+        for inner in range(times):
+            self._inner_left = times - 1 - inner
+            for number, batch in enumerate(batches, start=1 + inner * len(batches)):
+                self.at_boundary = number % len(batches) == 0
+                seed_dropout(self.args.seed, self.state.step, number, self.ranks.rank)
+                yield batch
+
     def gradient_sync(self) -> AbstractContextManager:
         """Around forward and backward: ranks share gradients at the accumulation boundary alone."""
         return gradient_sync(self._parallel, self.at_boundary)
 
     def share(self, counted: Tensor) -> Tensor:
-        """How much this micro-batch has of what the update's loss is a mean over; the mean is 1.
+        """How much this micro-batch has of `update_size`, the loss being a mean over it; mean 1.
 
         counted: a mask, or numbers, whose sum is that. Multiplied with the loss it makes every
         token (or pair) of the update weigh the same, however full the rows are.
         """
         micro_batches = self.args.accumulation_steps * self.ranks.world_size
-        self._share = counted.sum() / (self.update_size / micro_batches)
-        return self._share
+        share = counted.sum() / (self.update_size / micro_batches)
+        self._part = share / self.args.accumulation_steps
+        return share
 
     def count(self, **values: Tensor):
         """Add a micro-batch's figures to the update's, after `share`; the loss comes first."""
         self._names = tuple(values)
         parts = torch.stack([value.detach() for value in values.values()])
-        self._sums = self._sums + parts * self._share / self.args.accumulation_steps
+        self._sums = self._sums + parts * self._part
 
     def skip_unless_finite(self, grad_norm: Tensor):
         """Let the optimizer's next step do nothing if loss or gradient, on any rank, is not finite.
 
-        Such an update is counted and its rows are named; --max_bad_steps of them in a row are the
-        most.
+        Such an update is counted, its rows are named; --max_bad_steps in a row are the most.
         """
-        self._means = sum_over_ranks(self._sums) / self.ranks.world_size
-        self._sums = 0
+        self._means = sum_over_ranks(self._sums.clone()) / self.ranks.world_size
+        if not self._inner_left:  # else a bad one lets the inner updates after it do nothing, too
+            self._sums = 0
         skip_unless_finite(self.optimizer, self.scaler, self._means[0], grad_norm)
 
     def update_done(self, lr: float, grad_norm: Tensor):
         """Count the update; log it and measure held-out figures where these are due."""
+        if self._inner_left:
+            return
         args, state, unit = self.args, self.state, self.unit
         self.watch.note(state.step, self._means, grad_norm, self.scaler.is_enabled())
         state.step += 1
@@ -271,7 +276,7 @@ class Run:
 
     def save_if_due(self):
         """Save in the background; a signal to stop reaches all ranks at the same update."""
-        if not self.stop.agree() and not self._is_due(self.args.save_interval):
+        if self._inner_left or not (self.stop.agree() or self._is_due(self.args.save_interval)):
             return
         self.watch.settle()
         self.state.metrics_lines = self.log.lines
@@ -292,4 +297,4 @@ class Run:
         """Held-out figures; what a signal interrupts is measured after a resume."""
         figures, lines = self._measure()
         if not self.stop.agree():
-            self.log.held_out(self.state, figures.pop("val_loss"), lines, **figures)
+            self.log.held_out(self.state, figures, lines)

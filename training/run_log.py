@@ -18,7 +18,7 @@ from training import run_lock
 from training.event_files import EventFiles
 from training.memory import resident_bytes
 from training.plot import plot_metrics, read_metrics
-from training.speed import matmul_rate
+from training.speed import flops_per_token, matmul_rate
 from training.state import RunState
 
 NOT_PRINTED = (
@@ -26,11 +26,12 @@ NOT_PRINTED = (
     "tokens",
     "pairs",
     "examples",
+    "prompts",
 )  # in metrics.jsonl alone: they follow from the step
 # what depends on the machine and not on what is learned
 SPEEDS = (
-    "tokens_per_s", "pairs_per_s", "examples_per_s", "mfu", "memory_gb", "data_wait",
-    "minutes_left",
+    "tokens_per_s", "pairs_per_s", "examples_per_s", "prompts_per_s", "mfu", "memory_gb",
+    "data_wait", "sampling_s", "updating_s", "minutes_left",
 )  # fmt: skip
 LONGEST_REASON = 500  # characters
 
@@ -44,6 +45,23 @@ def failed(error: Exception):
         reason = str(error).strip() or type(error).__name__
         with contextlib.suppress(OSError, ValueError):  # a full disk may be what has ended it
             _open.event(_open.state.step, "end", state="failed", error=reason[:LONGEST_REASON])
+
+
+def open_log(run) -> RunLog:
+    """The log of a Run that begins, after its first lines: what is trained, on what."""
+    args, rows, is_sampled = run.args, run.sampler.rows_per_update, run.unit == "prompts"
+    flops = flops_per_token(run.model, args.max_seq_len / 2) * rows * args.max_seq_len
+    update = f"{rows} × {args.max_seq_len:,} tokens"
+    if is_sampled:  # nobody knows how long the completions will be
+        flops, update = 0, f"{rows} prompts × {args.num_generations} completions"
+    log = RunLog(
+        args.out_dir, run.total_steps, run.state, run.ranks.is_main, args, flops, run.ranks,
+        run.dtype,
+    )  # fmt: skip
+    log.say_what(run.model, update, run.dataset.summary())
+    if run.resumed_from:
+        log.say(f"going on from {run.resumed_from}")
+    return log
 
 
 class RunLog:
@@ -66,7 +84,7 @@ class RunLog:
         global _open
         self.is_main, self.state = is_main, state
         self.lines = state.metrics_lines
-        self.tokens, self.steps, self.waited = 0, 0, 0.0
+        self.tokens, self.steps, self.waited, self.sampled = 0, 0, 0.0, 0.0
         if not is_main:
             return
         self.device = torch.device("cpu") if ranks is None else ranks.device
@@ -132,6 +150,10 @@ class RunLog:
             parts.append(f"{speeds[f'{speed}_per_s']:,.0f} {speed}/s")
             if self.flops:
                 parts.append(f"MFU {speeds['mfu']:.0%}")
+            if "sampling_s" in speeds:
+                parts.append(
+                    f"sampling {speeds['sampling_s']:.2f} s  updating {speeds['updating_s']:.2f} s"
+                )
             parts += [
                 f"{speeds['memory_gb']:.1f} GB",
                 f"data wait {speeds['data_wait']:.0%}",
@@ -153,6 +175,10 @@ class RunLog:
             "data_wait": self.waited / seconds,
             "minutes_left": (self.total_steps - step) * seconds / max(self.steps, 1) / 60,
         }
+        if self.sampled:  # seconds of an update
+            updating = seconds - self.waited - self.sampled
+            speeds["sampling_s"] = self.sampled / max(self.steps, 1)
+            speeds["updating_s"] = updating / max(self.steps, 1)
         self.pause_clock()
         return speeds
 
@@ -168,21 +194,24 @@ class RunLog:
 
     def pause_clock(self):
         """Leave the time since the last log line out of the speed (evaluating, saving)."""
-        self.clock, self.tokens, self.steps, self.waited = time.perf_counter(), 0, 0, 0.0
+        self.clock, self.tokens, self.steps = time.perf_counter(), 0, 0
+        self.waited, self.sampled = 0.0, 0.0
 
     def say(self, text: str):
         """Print on the main rank, above the progress bar."""
         if self.is_main:
             tqdm.write(text) if self.bar is not None else print(text, flush=True)
 
-    def held_out(self, state: RunState, val_loss: float, samples: list[str], **values):
+    def held_out(self, state: RunState, values: dict, samples: list[str]):
         """Record and draw what was measured after state.step updates; note the best loss.
 
-        The loss before the first update is nobody's best: no checkpoint holds those weights.
+        Where there is no "val_loss", the highest "val_reward" is the best. What is measured before
+        the first update is nobody's best: no checkpoint holds those weights.
         samples: what the model wrote, a line each; printed, and kept as {"event": "samples",
         "texts": […]}.
         """
-        self.metrics(state.step, val_loss=val_loss, **values)
+        self.metrics(state.step, **values)
+        val_loss = values["val_loss"] if "val_loss" in values else -values["val_reward"]
         if samples:
             self.event(state.step, "samples", texts=samples)
         for line in samples:

@@ -12,7 +12,8 @@ class RunState:
     step: int = 0  # updates done
     tokens: int = 0  # targets seen so far, where a run counts these, …
     pairs: int = 0  # … pairs, …
-    examples: int = 0  # … or single judged answers
+    examples: int = 0  # … single judged answers …
+    prompts: int = 0  # … or prompts whose completions were sampled
     eval_due: bool = False  # held-out figures of this step are still to be measured
     # run_log.py
     metrics_lines: int = 0  # of metrics.jsonl

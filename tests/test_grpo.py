@@ -1,0 +1,172 @@
+"""train_grpo.py from the outside: tiny runs, alone and in several processes."""
+
+import json
+import signal
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+import train_grpo
+from model.hf_format import weights_sha256
+from tests.processes import in_two_processes
+from tests.small_runs import make_inputs, start
+from tests.test_finetuning import assert_same, gradients
+from tests.test_interruptions import check_interrupted_runs
+from training import cli
+from training.run_log import SPEEDS
+
+REWARD = """
+def score(completions):
+    '''How many of the first tokens are small ones: every completion gets a number of its own.'''
+    return [sum(i < 100 for i in c.ids) / 8 + 0.01 * len(c.ids) for c in completions]
+"""
+
+
+@pytest.fixture
+def flags(tmp_path, tiny_tokenizer_dir):
+    """The flags of a tiny run; rewards by a function of a file, which tells completions apart."""
+    inputs = make_inputs(tmp_path, tiny_tokenizer_dir)
+    questions = tmp_path / "questions.jsonl"
+    records = [{"question": f"What is {i}? " * (i % 4 + 1), "answer": f"{i}"} for i in range(20)]
+    questions.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "my.py").write_text(REWARD)
+    _, _, *tuning = inputs["dpo"]  # but for --data_path
+    return {
+        "grpo": ["--data_path", str(questions), "--reward", f"{tmp_path / 'my.py'}:score",
+                 "--max_new_tokens", "10", "--num_generations", "4", *tuning],
+    }  # fmt: skip
+
+
+def train(monkeypatch, out_dir, *flags):
+    argv = ["train_grpo.py", "--out_dir", str(out_dir), *map(str, flags)]
+    monkeypatch.setattr(sys, "argv", argv)
+    train_grpo.main()
+
+
+def metrics(out_dir):
+    lines = map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines())
+    lines = (line for line in lines if "event" not in line)
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
+
+
+@pytest.mark.parametrize("loss", train_grpo.LOSSES)
+def test_one_update_however_it_is_shared_out(monkeypatch, tmp_path, flags, loss):
+    """1 × 8 prompts and accumulation 4 × 2 have one gradient, whatever lengths completions have."""
+    run = [*flags["grpo"], *ONE_UPDATE, "--loss", loss, "--beta", 0.1]
+    train(monkeypatch, tmp_path / "one", *run, "--batch_size", 8)
+    train(monkeypatch, tmp_path / "four", *run, "--batch_size", 2, "--accumulation_steps", 4)
+    one, four = (gradients(tmp_path / name / "step-00000001") for name in ("one", "four"))
+    assert_same(one, four, rtol=1e-3)
+    assert max(g.abs().max() for g in one.values()) > 1e-4
+    assert metrics(tmp_path / "one")[0] == pytest.approx(
+        metrics(tmp_path / "four")[0], rel=1e-4, abs=1e-6
+    )
+
+
+ONE_UPDATE = ("--max_steps", 1, "--val_fraction", 0, "--grad_clip", 0, "--dropout", 0)
+
+
+@pytest.mark.parametrize("more", [[], ["--lora_rank", 4]])
+def test_two_ranks_learn_what_one_does(monkeypatch, tmp_path, flags, more):
+    """Two ranks × 4 prompts, as DDP and as FSDP: the gradient and the figures of 1 × 8."""
+    run = [*flags["grpo"], *ONE_UPDATE, *more, "--beta", 0.1]
+    train(monkeypatch, tmp_path / "one", *run, "--batch_size", 8)
+    in_two_processes("train_grpo.py", tmp_path / "ddp", *run, "--batch_size", 4)
+    in_two_processes("train_grpo.py", tmp_path / "fsdp", *run, "--batch_size", 4, "--fsdp")
+    one = gradients(tmp_path / "one" / "step-00000001")
+    for name in ("ddp", "fsdp"):
+        assert_same(one, gradients(tmp_path / name / "step-00000001"), rtol=1e-3)
+        assert metrics(tmp_path / name)[0] == pytest.approx(
+            metrics(tmp_path / "one")[0], rel=1e-4, abs=1e-6
+        )
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags):
+    """Killed at random moments and started again: equal bits and figures, sampling included."""
+    more = {"grpo": [*flags["grpo"], "--inner_updates", "2", "--beta", "0.1"]}
+    assert check_interrupted_runs(tmp_path, more, "grpo", 1, signal.SIGKILL, runs=1, kills=2)
+
+
+def test_a_stopped_run_goes_on(tmp_path, flags):
+    """SIGTERM between inner updates finishes the update and saves it, status 143."""
+    run = [*flags["grpo"], "--inner_updates", 3, "--max_steps", 10**6, "--eval_interval", 10**6]
+    process = start("grpo", tmp_path / "run", *run)
+    for line in process.stdout:
+        if "step" in line and "reward" in line and "val_reward" not in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 143 and "stopped by SIGTERM after step" in rest, rest
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--learning_rate", 3e-3],
+        ["--learning_rate", 3e-3, "--loss", "cispo", "--inner_updates", 2],
+        ["--learning_rate", 0.1, "--lora_rank", 8, "--lora_alpha", 64, "--loss", "dapo"],
+    ],
+)
+def test_it_learns(monkeypatch, tmp_path, flags, more):
+    """Rewarded tokens become likelier: the mean reward of training and held-out prompts rises."""
+    train(monkeypatch, tmp_path / "run", *flags["grpo"], "--dropout", 0, "--max_steps", 24,
+          "--eval_interval", 24, "--save_interval", 24, "--batch_size", 4, *more)  # fmt: skip
+    first, *lines, last = metrics(tmp_path / "run")
+    assert lines[0]["clipped"] == 0 or "--inner_updates" in more
+    assert lines[0]["gap"] < 1e-5 and lines[0]["length"] > 3 and lines[0]["reward_std"] > 0
+    assert sum(line["reward"] for line in lines[-4:]) > 4 * lines[0]["reward"] + 0.2
+    assert last["val_reward"] > first["val_reward"]
+    assert {"pass@1", "pass@4", "greedy"} <= last.keys()
+
+
+def test_inner_updates_clip(monkeypatch, tmp_path, flags):
+    """The first inner update has ratio 1, later ones have not: some are clipped."""
+    run = [*flags["grpo"], "--dropout", 0, "--max_steps", 2, "--batch_size", 4, "--warmup_steps", 0,
+           "--learning_rate", 1e-2, "--val_fraction", 0]  # fmt: skip
+    for inner in (1, 3):
+        train(monkeypatch, tmp_path / f"{inner}", *run, "--inner_updates", inner)
+    one, three = (metrics(tmp_path / f"{inner}") for inner in (1, 3))
+    assert one[0]["clipped"] == one[1]["clipped"] == 0 < three[0]["clipped"]
+    assert one[0]["prompts"] == three[0]["prompts"] == 4 and [x["step"] for x in three] == [1, 2]
+    for name in ("reward", "length", "truncated", "gap"):
+        assert one[0][name] == pytest.approx(three[0][name], rel=1e-5), name
+
+
+def test_the_reference_is_the_model_it_began_with(monkeypatch, tmp_path, flags):
+    """A resumed run's KL is still to the starting model, not to its checkpoint."""
+    run = [*flags["grpo"], "--dropout", 0, "--beta", 0.1, "--learning_rate", 1e-2, "--batch_size",
+           4, "--warmup_steps", 0, "--val_fraction", 0, "--save_interval", 1]  # fmt: skip
+    for steps in (2, 4):  # the second goes on from the first
+        train(monkeypatch, tmp_path / "run", *run, "--max_steps", steps)
+    kl = [line["kl"] for line in metrics(tmp_path / "run")]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and min(kl[1:]) > 1e-4
+
+
+def test_lora_leaves_the_base_alone(monkeypatch, tmp_path, flags):
+    """The run's folder holds an adapter, and the base's folder keeps its bits."""
+    base = tmp_path / "base"
+    before = weights_sha256(base)
+    train(monkeypatch, tmp_path / "run", *flags["grpo"], "--lora_rank", 4, "--max_steps", 1)
+    folder = tmp_path / "run" / "step-00000001"
+    assert weights_sha256(base) == before and not (folder / "model.safetensors").exists()
+    assert all(t.abs().sum() > 0 for t in load_file(folder / "adapter_model.safetensors").values())
+
+
+def test_bad_input_is_one_clear_line(monkeypatch, tmp_path, flags, capsys):
+    """A mistake names the flag, ends with status 2, and leaves nothing behind."""
+    for more, expected in (
+        (["--top_p", 0.9], "--top_p 0.9"),
+        (["--top_k", 5], "--top_k 5"),
+        (["--reward", "beauty=1"], "--reward"),
+        (["--reward", "number=much"], "--reward"),
+        (["--max_new_tokens", 158], "--max_seq_len"),
+    ):
+        argv = ["train_grpo.py", "--out_dir", tmp_path / "run", *flags["grpo"], *more]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(train_grpo.main)
+        message = capsys.readouterr().err
+        assert stopped.value.code == 2 and expected in message, (more, message)
+        assert message.startswith("error: ") and "Traceback" not in message
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,111 @@
+"""`PromptDataset`: prompts without answers to learn from, each as a row of its own number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dataset.demo_text import arithmetic
+from dataset.packing import held_out_items
+from dataset.records import Problems
+from dataset.tokenizer import Tokenizer
+from tasks.prompts import read_prompts, to_prompt
+from tasks.rewards import check_prompts
+from tasks.task import Prompt
+from training.distributed import local_main_first
+
+
+class PromptDataset(Dataset):
+    """Numbers of prompts: item i is (i,), int64; -1 is a filler.
+
+    prompts         those that can be asked: with the longest completion they fit a row
+    num_left_out    of those that do not
+    fingerprint     SHA-256 over ids and answers
+    """
+
+    documents_per_row = None  # rows are made when there are completions
+
+    def __init__(self, prompts: Sequence[Prompt], longest: int):
+        """longest: tokens that a prompt may have. Raises ValueError if none is left."""
+        self.prompts = [prompt for prompt in prompts if len(prompt.ids) <= longest]
+        self.num_left_out = len(prompts) - len(self.prompts)
+        if not self.prompts:
+            raise ValueError(
+                f"--max_seq_len: no prompt has at most {longest} tokens, so that a completion of "
+                "--max_new_tokens fits a row with it"
+            )
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(repr((prompt.ids, prompt.answer)).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor]:
+        return (torch.tensor(i),)
+
+    def num_prompts(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [len(rows)]: 1, and 0 for row -1."""
+        return (np.asarray(rows) >= 0).astype(np.int64)
+
+    def place(self, row: int) -> str:
+        """Which prompt it is, in words."""
+        return repr(" ".join(self.prompts[row].text.split())[:60])
+
+    def summary(self) -> str:
+        """For a person: how many, how long."""
+        lengths = [len(prompt.ids) for prompt in self.prompts]
+        return (
+            f"{len(self):,} prompts of {min(lengths)} to {max(lengths)} tokens; "
+            f"{self.num_left_out:,} left out as too long"
+        )
+
+
+def prompt_datasets(args, tokenizer: Tokenizer, run) -> tuple[PromptDataset, PromptDataset | None]:
+    """(training, held out or None): prompts of --data_path, of --val_data_path or a fraction.
+
+    Without --data_path they are the demo's sums. Raises ValueError if --reward can judge none.
+    """
+    problems = Problems()
+
+    def read(paths, flag) -> list[Prompt]:
+        return read_prompts(paths, tokenizer, flag, args.on_bad_record, problems)
+
+    with local_main_first(run.ranks):
+        held_out = read(args.val_data_path, "--val_data_path") if args.val_data_path else []
+        if args.data_path:
+            prompts = read(args.data_path, "--data_path")
+        else:
+            prompts, own_held_out = demo_sums(tokenizer)
+            held_out = held_out or own_held_out
+        if args.on_bad_record == "stop":
+            problems.raise_if_any()
+        for line in [*problems.lines(), *check_prompts(args.reward, prompts)]:
+            run.say(line)
+        if not held_out:
+            contents = (repr(prompt.ids).encode() for prompt in prompts)
+            is_held_out = held_out_items(contents, args.val_fraction)
+            held_out = [p for p, is_one in zip(prompts, is_held_out) if is_one]
+            prompts = [p for p, is_one in zip(prompts, is_held_out) if not is_one]
+    longest = args.max_seq_len + 1 - args.max_new_tokens
+    return PromptDataset(prompts, longest), PromptDataset(held_out, longest) if held_out else None
+
+
+def demo_sums(tokenizer: Tokenizer) -> tuple[list[Prompt], list[Prompt]]:
+    """The demo's arithmetic in words that its training files have, and in words that none has."""
+    both: list[list[Prompt]] = [[], []]
+    for lang in ("en", "zh"):
+        for equation in arithmetic.EQUATIONS:
+            answer = arithmetic.answer(equation, lang)
+            asked = arithmetic.training_questions(equation, lang)
+            held_out = [arithmetic.held_out_question(equation, lang)]
+            for prompts, questions in zip(both, (asked, held_out)):
+                for question in questions:
+                    fields = {"question": question, "answer": answer}
+                    prompts.append(to_prompt(tokenizer, True, False, None, fields))
+    return both[0], both[1]

@@ -1,0 +1,354 @@
+"""Completions sampled with the weights of this step, judged, and packed into rows to learn from.
+
+Shapes: B rows, T tokens of a row, n tokens of completions in them, V vocab_size.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dataset.best_fit import best_fit
+from dataset.chat import stop_ids
+from dataset.tokenizer import Tokenizer
+from model import lora
+from model.decoding_layers import for_decoding
+from model.engine import Engine, Request
+from model.model import MiniMindLM
+from model.sampling import Sampling
+from tasks.rewards import judged
+from tasks.task import Completion, Prompt, completion_of
+from training.distributed import sum_over_ranks, whole
+from training.losses import CHUNK
+
+ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
+SHOWN = 3  # held-out completions that a log line is followed by
+
+
+@dataclass
+class Sample:
+    """A completion, and the log-probability of each of its tokens as it was drawn, in nats."""
+
+    completion: Completion
+    log_probs: list[float]
+    rewards: list[float] = field(default_factory=list)  # as `Rollouts.judge` has judged
+
+
+@dataclass
+class Rows:
+    """A micro-batch of packed completions [B, T], and what its n tokens to learn from count.
+
+    X             int64 [B, T]
+    document_ids  int64 [B, T]: from 1 on in every row; 0 is filling
+    places        int64 [n]: the positions that predict a completion's tokens, through all rows
+    Y             int64 [n]: these tokens
+    mask          float32 [n]: 1; 0 where, for the compiler's sake, a place is told again
+    sequences     int64 [n], below n: which tokens are of one completion
+    advantages    float32 [n], those of a token's completion
+    weights       float32 [n], what a token counts in the loss: parts of a mean over all the update
+    sampled       float32 [n]: log-probabilities as the sampler had them
+    share         of the tokens of the update, over all ranks, that are in here
+    figures       parts of what is logged of the update; they add up over micro-batches and ranks
+    old           float32 [n]: log-probabilities in the first of the inner updates; None before
+    reference     float32 [n]: those under the reference, where there is one
+    """
+
+    X: Tensor
+    document_ids: Tensor
+    places: Tensor
+    Y: Tensor
+    mask: Tensor
+    sequences: Tensor
+    advantages: Tensor
+    weights: Tensor
+    sampled: Tensor
+    share: Tensor
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    old: Tensor | None = None
+    reference: Tensor | None = None
+
+    def means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of values [n]: parts of their means over the tokens of the whole update."""
+        share = self.share / self.mask.sum().clamp(min=1)
+        return {name: (v.detach() * self.mask).sum() * share for name, v in values.items()}
+
+
+def token_log_probs(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log p of every token and the entropy it was drawn from, in nats: float32 [n] each.
+
+    Of the distribution softmax(logits / temperature) that is sampled from; logits [n, V]. The
+    entropy is only looked at: no gradient goes through it.
+    """
+    if torch.compiler.is_compiling() or logits.numel() <= CHUNK:
+        return _told(logits, Y, temperature)
+    rows = max(1, CHUNK // logits.shape[1])  # of large ones no copy exists as a whole
+    chunks = zip(logits.split(rows), Y.split(rows))
+    parts = [checkpoint(_told, *chunk, temperature, use_reentrant=False) for chunk in chunks]
+    log_probs, entropies = zip(*parts)
+    return torch.cat(log_probs), torch.cat(entropies)
+
+
+def _told(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    scores = (logits.float() / temperature).log_softmax(-1)  # [n, V]
+    with torch.no_grad():
+        entropy = -(scores.exp() * scores).sum(-1)
+    return scores.gather(1, Y[:, None])[:, 0], entropy
+
+
+def sequence_means(values: Tensor, rows: Rows) -> Tensor:
+    """At every token the mean of its completion's values: [n], gradients through all of them."""
+    zeros = values.new_zeros(len(values))
+    sums = zeros.scatter_add(0, rows.sequences, values * rows.mask)
+    counts = zeros.scatter_add(0, rows.sequences, rows.mask)
+    return (sums / counts.clamp(min=1))[rows.sequences]
+
+
+def decoding_copy(run) -> MiniMindLM:
+    """A model for decoding with the weights as they are now, adapters merged, in run.dtype.
+
+    With --fsdp every rank gets the whole of it: ranks do not wait for each other's completions.
+    """
+    model = run.model
+    if run.args.fsdp:
+        with torch.device("meta"):
+            model = MiniMindLM(run.config)
+            if run.adapter is not None:
+                lora.attach(model, run.adapter)
+        weights = {name: whole(p.detach()) for name, p in run.model.named_parameters()}
+        model.load_state_dict(weights, strict=False, assign=True)
+        if run.config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        model.make_buffers(run.device)
+    if run.dtype != torch.float32:
+        model = copy.deepcopy(model).to(run.dtype)
+    return for_decoding(model).eval()
+
+
+def sample(
+    model: MiniMindLM, tokenizer: Tokenizer, prompts: list[Prompt], seeds: list[str], count: int,
+    max_new_tokens: int, sampling: Sampling, max_running: int = 256,
+    is_over: Callable[[], bool] | None = None,
+) -> list[list[Sample]]:  # fmt: skip
+    """`count` completions of every prompt, by an engine that is made for them: nothing is kept.
+
+    A completion's draws depend on its prompt's seed and its own number alone. A prompt is read
+    once; its other completions take over what is known of it. is_over: asked before every step;
+    once it says so, completions stay as they are.
+    """
+    ends = set(stop_ids(tokenizer))
+    requests = [
+        Request(prompt.ids, max_new_tokens, ends, sampling, seed, number, 0, as_drawn=True)
+        for number in range(count)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    log_probs: dict[int, list[float]] = {id(request): [] for request in requests}
+    engine = Engine(model, max(1, min(max_running, len(requests))), kept=0, prompt_tokens=1024)
+    for request in requests:
+        engine.add(request)
+    while engine.has_work and not (is_over is not None and is_over()):
+        for drawn in engine.step():
+            if drawn.logprob is not None:
+                log_probs[id(drawn.request)].append(drawn.logprob.token)
+    groups: list[list[Sample]] = [[] for _ in prompts]
+    for at, request in enumerate(requests):
+        group, is_cut = at % len(prompts), request.ending != "stop"
+        completion = completion_of(tokenizer, prompts[group], request.tokens, is_cut)
+        groups[group].append(Sample(completion, log_probs[id(request)]))
+    return groups
+
+
+class Rollouts:
+    """What a Run samples, how it is judged, and the rows that are made of it.
+
+    rewards: (name, weight, function of completions) as make_rewards has them.
+    """
+
+    def __init__(self, run, tokenizer: Tokenizer, rewards: list):
+        self.run, self.tokenizer, self.rewards = run, tokenizer, rewards
+
+    def prompts(self, dataset, loader, epoch: int) -> Iterator[list[tuple[int, Prompt]]]:
+        """This rank's prompts of every update of an epoch, with their numbers."""
+        numbers: list[int] = []
+        for (some,) in self.run.batches(loader, epoch):
+            numbers += [number for number in some.tolist() if number >= 0]
+            if self.run.at_boundary:
+                yield [(number, dataset.prompts[number]) for number in numbers]
+                numbers = []
+
+    def sample(self, prompts: list[tuple[int, Prompt]]) -> list[list[Sample]]:
+        """--num_generations of each prompt, with the weights as they are now.
+
+        Draws depend on --seed, the step, and the numbers of prompt and completion alone.
+        """
+        begin, args = time.perf_counter(), self.run.args
+        sampling = Sampling(temperature=args.temperature)
+        groups = self._sample(prompts, self.run.step, args.num_generations, sampling)
+        self.run.log.sampled += time.perf_counter() - begin
+        return groups
+
+    def _sample(self, prompts, name, count: int, sampling: Sampling, is_over=None):
+        if not prompts and not self.run.args.fsdp:  # else weights are gathered from all ranks
+            return []
+        args = self.run.args
+        return sample(
+            decoding_copy(self.run), self.tokenizer, [prompt for _, prompt in prompts],
+            [f"{args.seed}/{name}/{number}" for number, _ in prompts], count, args.max_new_tokens,
+            sampling, args.max_running, is_over,
+        )  # fmt: skip
+
+    def judge(self, groups: list[list[Sample]]) -> Tensor:
+        """float32 [prompts, completions]: the weighted sum of the rewards of each completion."""
+        samples = [sample for group in groups for sample in group]
+        if not samples:
+            return torch.zeros(0, self.run.args.num_generations)
+        totals, parts = judged(self.rewards, [sample.completion for sample in samples])
+        for sample, *values in zip(samples, *parts.values()):
+            sample.rewards = values
+        return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
+
+    def rows(
+        self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable
+    ) -> list[Rows]:  # fmt: skip
+        """An update's completions as micro-batches, equally many on every rank.
+
+        rewards, advantages                              [prompts, completions]
+        weights_of(lengths, completions, tokens, args)   what a token of each completion counts
+        """
+        run, args = self.run, self.run.args
+        samples = [sample for group in groups for sample in group]
+        is_told = [not (args.mask_truncated and s.completion.is_cut) for s in samples]
+        told = [sample for sample, is_in in zip(samples, is_told) if is_in]
+        of_told = advantages.flatten()[torch.tensor(is_told, dtype=torch.bool)]
+        lengths = torch.tensor([len(s.completion.ids) for s in told], dtype=torch.float32)
+        mine = [lengths.sum(), len(samples), len(groups)]
+        counts = torch.tensor(mine, dtype=torch.float64, device=run.device)
+        tokens, completions, prompts = sum_over_ranks(counts).tolist()
+        weights = weights_of(lengths, completions, max(tokens, 1), args)
+        batches = self._packed(told, of_told, weights, max(tokens, 1))
+        names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
+        parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
+        spread = rewards.std(-1)  # of each group
+        figures = {
+            "reward": rewards.sum() / completions,
+            **{name: part / completions for name, part in zip(names, parts)},
+            "reward_std": spread.sum() / prompts,
+            "no_spread": (spread == 0).sum() / prompts,
+            "length": torch.tensor(sum(len(s.completion.ids) for s in samples) / completions),
+            "truncated": torch.tensor(sum(s.completion.is_cut for s in samples) / completions),
+        }
+        for number, batch in enumerate(batches):  # the first batch tells for all
+            batch.figures = {
+                name: (number == 0) * value.to(run.device) for name, value in figures.items()
+            }
+        return batches
+
+    def _packed(self, samples: list[Sample], advantages: Tensor, weights: Tensor, tokens: float):
+        run, args = self.run, self.run.args
+        pairs = [(s.completion.prompt.ids, s.completion.ids) for s in samples]
+        needed = np.array([len(prompt) + len(ids) - 1 for prompt, ids in pairs], dtype=np.int64)
+        T, B = args.max_seq_len, args.batch_size
+        is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
+        if not is_compiled:
+            T = min(T, -(-ROW_OF * int(needed.max(initial=8)) // 64) * 64)
+            B = B * args.max_seq_len // T
+        order, ends = best_fit(needed, T)
+        documents = np.split(order, ends[:-1]) if len(ends) else []
+        count = torch.tensor(max(1, -(-len(ends) // B)), device=run.device)  # micro-batches
+        if run.ranks.is_distributed:
+            dist.all_reduce(count, dist.ReduceOp.MAX)
+        count = int(count)
+        if not is_compiled:
+            B = max(1, -(-len(ends) // count))
+        make = partial(self._batch, samples, advantages, weights, tokens, (B, T), is_compiled)
+        return [make(documents[B * i : B * (i + 1)]) for i in range(count)]
+
+    def _batch(self, samples, advantages, weights, tokens, shape, is_compiled, rows) -> Rows:
+        """A micro-batch of rows, each a list of the numbers of its samples; the rest is filling."""
+        X, document_ids = np.full(shape, self.tokenizer.eos_id, np.int64), np.zeros(shape, np.int64)
+        Y, sequences = np.zeros((2, *shape), np.int64)
+        mask, of_sequence, counted, sampled = np.zeros((4, *shape), np.float32)
+        count = 0
+        for row, numbers in enumerate(rows):
+            begin = 0
+            for document, number in enumerate(numbers.tolist(), start=1):
+                completion = samples[number].completion
+                ids = [*completion.prompt.ids, *completion.ids]
+                end = begin + len(ids) - 1
+                answer = row, slice(end - len(completion.ids), end)
+                X[row, begin:end], Y[row, begin:end] = ids[:-1], ids[1:]
+                document_ids[row, begin:end] = document
+                mask[answer], sampled[answer] = 1, samples[number].log_probs
+                of_sequence[answer], counted[answer] = advantages[number], weights[number]
+                sequences[answer] = count
+                begin, count = end, count + 1
+        places = np.flatnonzero(mask)
+        is_filling = np.arange(mask.size if is_compiled else len(places)) >= len(places)
+        last = places[-1] if len(places) else 0  # told again, for nothing
+        places = np.concatenate((places, np.full(is_filling.sum(), last)))
+        told = (Y, mask, sequences, of_sequence, counted, sampled)
+        told = tuple(values.ravel()[places] for values in told)
+        told[1][is_filling] = told[4][is_filling] = 0  # mask and weight
+        tensors = (X, document_ids, places, *told)
+        share = torch.tensor(mask.sum() / tokens, device=self.run.device)
+        return Rows(*(torch.from_numpy(t).to(self.run.device) for t in tensors), share=share)
+
+    @torch.no_grad()
+    def ask_reference(self, reference: MiniMindLM | None, batches: list[Rows]):
+        """What the reference of `load_reference` says of all rows."""
+        if reference is None:
+            return
+        was_training = reference.training
+        reference.eval()
+        with lora.turned_off(reference), self.run.autocast:
+            for rows in batches:
+                logits, _ = reference(rows.X, rows.document_ids, places=rows.places)
+                rows.reference, _ = token_log_probs(logits, rows.Y, self.run.args.temperature)
+        reference.train(was_training)
+
+    def measure(self, dataset) -> tuple[dict, list[str]]:
+        """For `Run.begin`: how held-out prompts are answered, greedily and as sampled.
+
+        val_reward   mean of greedy answers
+        greedy       share of prompts whose greedy answer is right: the first reward is 1 or more
+        pass@1       share of sampled completions that are right, of --eval_generations a prompt
+        pass@k       share of prompts with a right one among all k of them
+        """
+        run, args = self.run, self.run.args
+        ranks, count = run.ranks, args.eval_generations
+        prompts = list(enumerate(dataset.prompts))[ranks.rank :: ranks.world_size]
+
+        def asked_to_stop() -> bool:
+            return run.stop.signal != 0
+
+        def rights(groups) -> Tensor:  # bool [prompts, completions]
+            return torch.tensor([[s.rewards[0] >= 1 for s in group] for group in groups]) > 0
+
+        greedy = self._sample(prompts, "greedy", 1, Sampling(temperature=0), asked_to_stop)
+        sums = [self.judge(greedy).sum(), rights(greedy).sum()]
+        names = ["val_reward", "greedy"]
+        if count:
+            sampling = Sampling(temperature=args.temperature)
+            sampled = self._sample(prompts, "held out", count, sampling, asked_to_stop)
+            self.judge(sampled)
+            right = rights(sampled).view(len(prompts), -1 if prompts else 0)
+            sums += [right.float().mean(-1).sum() if prompts else 0, right.any(-1).sum()]
+            names += ["pass@1", f"pass@{count}"]
+        totals = torch.tensor(sums, dtype=torch.float64, device=run.device)
+        means = (sum_over_ranks(totals) / len(dataset)).tolist()
+        figures = dict(zip(names, means)) if count != 1 else dict(zip(names[:3], means))
+        return figures, [self._shown(group[0]) for group in greedy[:SHOWN]]
+
+    def _shown(self, sample: Sample) -> str:
+        names = (name for name, _, _ in self.rewards)
+        told = ", ".join(f"{name} {value:g}" for name, value in zip(names, sample.rewards))
+        question = " ".join(sample.completion.prompt.text.split())
+        return f"{question} ⟶ {' '.join(sample.completion.raw.split())} ({told})"
