@@ -16,7 +16,6 @@ import torch
 
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited
-from tasks.rewards import make_rewards
 from training import checkpoint, cli
 from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer, clip_gradients
@@ -24,6 +23,7 @@ from training.policy import load_policy, load_reference, write_policy
 from training.prompts import prompt_datasets
 from training.rollouts import Rollouts, sequence_means, token_log_probs
 from training.run import Run
+from training.scoring import rewards_of
 
 SEQ_LEN = 1024  # tokens of the longest prompt with its completion, and of a packed row
 LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"]
@@ -131,7 +131,7 @@ def main():
 
     # (5) the dataset: prompts; and how their completions are sampled and judged
     dataset, val_dataset = prompt_datasets(args, tokenizer, run)
-    rollouts = Rollouts(run, tokenizer, make_rewards(args.reward))
+    rollouts = Rollouts(run, tokenizer, rewards_of(run, tokenizer))
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     loader = run.loader(dataset, val_dataset, dataset.num_prompts, "prompts")
@@ -156,7 +156,7 @@ def main():
             advantages = group_advantages(rewards, args)
             batches = rollouts.rows(groups, rewards, advantages, token_weights)
             rollouts.ask_reference(reference, batches)
-            yield from run.inner_updates(batches, args.inner_updates)
+            yield from run.inner_updates([batches] * args.inner_updates)
 
     # (10) for every epoch, for every batch
     for epoch in run.epochs():

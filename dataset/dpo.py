@@ -29,6 +29,8 @@ class DPODataset(Dataset):
                answer cut short would not be the one that was judged
     part       which of the pairs; with val_fraction by the hash of their prompt
     cache_dir  where the rows are kept, once they are known; None: in memory
+    scored     for a reward model: rows hold the last token of each conversation, too, and the mask
+               is 1 on it alone; Y is X
 
     `pairs` holds the numbers of the row's pairs, -1 where there are fewer than P. Item -1 is a
     filler. Raises NoRecords if there is no pair at all.
@@ -46,13 +48,14 @@ class DPODataset(Dataset):
         max_seq_len: int,
         part: Part = ALL,
         cache_dir: str | Path | None = None,
+        scored: bool = False,
     ) -> None:
-        self.encoded, self.max_seq_len = encoded, max_seq_len
+        self.encoded, self.max_seq_len, self.scored = encoded, max_seq_len, scored
 
         def make() -> tuple[dict, dict]:
-            return _rows(encoded, max_seq_len, part)
+            return _rows(encoded, max_seq_len, part, scored)
 
-        options = {"max_seq_len": max_seq_len, "part": part}
+        options = {"max_seq_len": max_seq_len, "part": part} | ({"scored": True} if scored else {})
         self._arrays, self.facts = cached_rows("pairs", encoded, options, make, cache_dir)
         self.total = len(self._arrays["records"])
         self.answer_lengths = torch.tensor(self._arrays["answer_lengths"]).view(-1, 2)
@@ -72,8 +75,9 @@ class DPODataset(Dataset):
     def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
         pairs = self._pairs(i).tolist() if i >= 0 else []
         return two_documents_each(
-            pairs, self.sides, self.pairs_per_row, self.max_seq_len, self.encoded.eos_id
-        )
+            pairs, self.sides, self.pairs_per_row, self.max_seq_len, self.encoded.eos_id,
+            self.scored,
+        )  # fmt: skip
 
     def _pairs(self, row: int) -> np.ndarray:
         return self._arrays["pairs"][items_of(self._arrays, row)]
@@ -98,7 +102,7 @@ class DPODataset(Dataset):
         )
 
 
-def _rows(encoded: Encoded, max_seq_len: int, part: Part) -> tuple[dict, dict]:
+def _rows(encoded: Encoded, max_seq_len: int, part: Part, scored: bool) -> tuple[dict, dict]:
     """The arrays of a DPODataset, and facts about them.
 
     row_ends        int64 [rows]: where the pairs of each row end
@@ -107,7 +111,7 @@ def _rows(encoded: Encoded, max_seq_len: int, part: Part) -> tuple[dict, dict]:
     answer_lengths  float32 [2 pairs]: targets of the chosen and rejected answer of each
     """
     lengths = encoded.lengths()
-    needed = lengths.reshape(-1, 2).sum(1) - 2
+    needed = lengths.reshape(-1, 2).sum(1) - (0 if scored else 2)
     fits = needed <= max_seq_len
     records = np.flatnonzero(fits)
     if len(records) == 0:
@@ -122,6 +126,7 @@ def _rows(encoded: Encoded, max_seq_len: int, part: Part) -> tuple[dict, dict]:
     pairs, row_ends = best_fit(needed[records], max_seq_len)
     sequences = np.stack([2 * records, 2 * records + 1], 1).ravel()
     digest = hashlib.sha256(encoded.tokenizer_fingerprint.encode() + f"{max_seq_len}".encode())
+    digest.update(b"scored" if scored else b"")
     kept = lengths[sequences]
     contents = (encoded.contents(name, sequences, kept) for name in ("ids", "masks"))
     for length, ids, mask in zip(kept.tolist(), *contents):

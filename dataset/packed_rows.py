@@ -36,11 +36,12 @@ def items_of(arrays, row: int) -> slice:
 
 
 def two_documents_each(
-    numbers: list[int], documents: Callable, most: int, T: int, eos_id: int
+    numbers: list[int], documents: Callable, most: int, T: int, eos_id: int, scored: bool = False
 ) -> tuple[torch.Tensor, ...]:
     """A row of things that are two documents each: X, Y, loss_mask, document_ids, numbers [most].
 
-    documents: a number -> its two documents, (ids, mask) each
+    documents  a number -> its two documents, (ids, mask) each
+    scored     X holds their last tokens, too, and the mask is 1 there alone; Y is X
     """
     X, Y = np.full(T, eos_id, np.int64), np.full(T, eos_id, np.int64)
     loss_mask, document_ids = np.zeros(T, np.float32), np.zeros(T, np.int64)
@@ -49,9 +50,14 @@ def two_documents_each(
     position = 0
     for k, number in enumerate(numbers):
         for side, (ids, mask) in enumerate(documents(number)):
-            end = position + len(ids) - 1
-            X[position:end], Y[position:end] = ids[:-1], ids[1:]
-            loss_mask[position:end] = mask[1:]
+            if scored:
+                end = position + len(ids)
+                X[position:end] = Y[position:end] = ids
+                loss_mask[end - 1] = 1
+            else:
+                end = position + len(ids) - 1
+                X[position:end], Y[position:end] = ids[:-1], ids[1:]
+                loss_mask[position:end] = mask[1:]
             document_ids[position:end] = 2 * k + 1 + side
             position = end
     return tuple(map(torch.from_numpy, (X, Y, loss_mask, document_ids, filled)))

@@ -76,27 +76,43 @@ def save_model(
     with the model_type "minimind", which other tools refuse, and that is said once.
     """
     folder = Path(folder)
-    tensors = _to_disk(model.state_dict() if weights is None else weights, model.config)
-    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    tensors = to_disk(model.state_dict() if weights is None else weights, model.config)
     dtypes, generation = base or Inherited({}, {})
+    dtype = write_weights(folder, tensors, dtypes, weights is not None)
+    ends = {"eos_token_id": _all_ends(eos_token_id, generation.get("eos_token_id"))}
+    verdict = qwen3_check.verdict_on(model, tensors, from_disk)
+    write_config(folder, model, verdict, {"dtype": dtype} | ends)
+    _write_json(folder / GENERATION_FILE, generation | ends)
+
+
+def write_weights(
+    folder: Path, tensors: dict[str, Tensor], dtypes: dict[str, torch.dtype], keep_exact: bool
+) -> str:
+    """model.safetensors, its tensors in these dtypes, else in their own; the name of most's dtype.
+
+    keep_exact: those that lose bits by it are written to resume/weights.tensors besides.
+    """
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
     stored = {name: t.to(dtypes.get(name, t.dtype)) for name, t in tensors.items()}
-    if weights is not None and any(stored[n].dtype != t.dtype for n, t in tensors.items()):
+    if keep_exact and any(stored[n].dtype != t.dtype for n, t in tensors.items()):
         (folder / RESUME_FOLDER).mkdir(exist_ok=True)
         write_tensors(folder / RESUME_FOLDER / EXACT_WEIGHTS_FILE, tensors)
     write_tensors(folder / WEIGHTS_FILE, stored, {"format": "pt"})
     (dtype, _), *_ = Counter(t.dtype for t in stored.values()).most_common()
-    ends = {"eos_token_id": _all_ends(eos_token_id, generation.get("eos_token_id"))}
-    config = model.config.to_hf_dict() | {"dtype": str(dtype).removeprefix("torch.")} | ends
-    verdict = qwen3_check.verdict_on(model, tensors, _from_disk)
+    return str(dtype).removeprefix("torch.")
+
+
+def write_config(folder: Path, model: MiniMindLM, verdict: qwen3_check.Verdict, more: dict):
+    """config.json: the model's numbers, and `more`; not by Qwen3's name if the verdict says so."""
+    config = model.config.to_hf_dict() | more
     if verdict.reason:
         _say_once(
             f"note: model/ does not compute what Qwen3 computes ({verdict.reason}), so models are "
             'saved with model_type "minimind": these scripts open them, other tools refuse them'
         )
-        config |= {"architectures": ["MiniMindLM"], "model_type": "minimind"}
+        config |= {"architectures": [type(model).__name__], "model_type": "minimind"}
         config |= {"use_moe": model.config.use_moe, _VALUES_KEY: verdict.values}
     _write_json(folder / "config.json", config)
-    _write_json(folder / GENERATION_FILE, generation | ends)
 
 
 @cache
@@ -128,21 +144,25 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     config: LMConfig | None = None,
     weights_file: Path | None = None,
+    model_class: type[MiniMindLM] = MiniMindLM,
 ) -> MiniMindLM:
     """Open a Qwen3 or Qwen3-MoE folder, ours or anyone's, single-file or sharded.
 
     config: in place of the folder's own, to change what the weights do not decide (dropout, YaRN).
     weights_file: in place of the folder's own, such as a checkpoint's resume/weights.tensors.
-    Names, shapes and dtypes are checked against the config before memory is taken. Raises
-    ValueError with the path and what does not fit.
+    model_class: reward_model.load_reward_model gives another. Names, shapes and dtypes are checked
+    against the config before memory is taken. Raises ValueError with the path and what does not
+    fit.
     """
     folder = Path(folder)
     _check_what_is_computed(folder)
+    if model_class is MiniMindLM and is_reward_model(folder):
+        raise ValueError(f"{folder}: a reward model, which scores conversations and writes none")
     config = config or load_config(folder)
-    stored = checked_tensors(folder, config, weights_file)
+    stored = checked_tensors(folder, config, weights_file, model_class)
     with torch.device("meta"):
-        model = MiniMindLM(config)
-    expected = _to_disk(model.state_dict(), config).keys()
+        model = model_class(config)
+    expected = to_disk(model.state_dict(), config).keys()
 
     tensors = {}
     for file in sorted({stored[name].file for name in expected}):
@@ -159,7 +179,7 @@ def load_model(
                 f"{folder}: config.json ties lm_head.weight to the embedding, but the weights hold "
                 "another one; set tie_word_embeddings to false there"
             )
-    state = _from_disk(tensors, config)
+    state = from_disk(tensors, config)
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, strict=True, assign=True)
@@ -172,8 +192,9 @@ def load_model(
 
 
 def checked_tensors(
-    folder: Path, config: LMConfig, weights_file: Path | None = None
-) -> dict[str, StoredTensor]:
+    folder: Path, config: LMConfig, weights_file: Path | None = None,
+    model_class: type[MiniMindLM] = MiniMindLM,
+) -> dict[str, StoredTensor]:  # fmt: skip
     """The tensors of a model folder, or of a file in place of its weights, by name.
 
     ValueError unless they are those of `config`.
@@ -186,8 +207,8 @@ def checked_tensors(
                 f"the weights hold {len(stored)} tensors"
             )
     with torch.device("meta"):
-        model = MiniMindLM(config)
-    expected = {name: tuple(t.shape) for name, t in _to_disk(model.state_dict(), config).items()}
+        model = model_class(config)
+    expected = {name: tuple(t.shape) for name, t in to_disk(model.state_dict(), config).items()}
     _check_tensors(folder, stored, expected, config.tie_word_embeddings)
     return stored
 
@@ -199,7 +220,7 @@ def _check_what_is_computed(folder: Path):
     """
     config = load_config(folder)
     values = read_json(folder / "config.json").get(_VALUES_KEY)
-    here = qwen3_check.verdict(MiniMindLM, qwen3_check.small(config), _from_disk)
+    here = qwen3_check.verdict(MiniMindLM, qwen3_check.small(config), from_disk)
     if values is not None and not (here.values and qwen3_check.same(here.values, values)):
         raise ValueError(
             f"{folder}: written by an edited model that computes something else than model/ does "
@@ -216,6 +237,15 @@ def _check_what_is_computed(folder: Path):
 def is_altered(folder: str | Path) -> bool:
     """Whether a folder says that its model does not compute what Qwen3 computes."""
     return read_json(Path(folder) / "config.json").get("model_type") == "minimind"
+
+
+def is_reward_model(folder: str | Path) -> bool:
+    """Whether a folder says that its model scores texts: a score head in place of the words'."""
+    names = read_json(Path(folder) / "config.json").get("architectures")
+    return isinstance(names, list) and any(
+        isinstance(name, str) and name.endswith(("ForSequenceClassification", "RewardModel"))
+        for name in names
+    )
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -281,7 +311,7 @@ def _write_json(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _to_disk(weights: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
+def to_disk(weights: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
     """Tensors under their names on disk: a tied head left out, experts split."""
     tensors = {}
     for name, tensor in weights.items():
@@ -295,8 +325,8 @@ def _to_disk(weights: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_disk(tensors: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
-    """The inverse of _to_disk: experts stacked again."""
+def from_disk(tensors: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
+    """The inverse of to_disk: experts stacked again."""
     if not config.use_moe:
         return tensors
     state = {name: t for name, t in tensors.items() if ".mlp.experts." not in name}

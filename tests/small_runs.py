@@ -61,6 +61,7 @@ def make_inputs(folder: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
         "lora": ["--data_path", files["chats"], "--lora_dropout", "0.1", *tuning],
         "dpo": ["--data_path", files["pairs"], *tuning],
         "kto": ["--data_path", files["judged"], *tuning],
+        "reward": ["--data_path", files["pairs"], *tuning],
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from model import hf_format
 from tests.small_runs import STEPS, figures, make_inputs, metrics, result, run, start
 from training import checkpoint
 
-SCRIPTS = ("pretrain", "full_sft", "lora", "dpo", "kto")
+SCRIPTS = ("pretrain", "full_sft", "lora", "dpo", "kto", "reward")
 
 
 @pytest.fixture

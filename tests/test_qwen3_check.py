@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3Moe
 from model import model as model_file
 from model import qwen3_check
 from model.config import LMConfig
-from model.hf_format import _from_disk, _to_disk, load_config, load_model, save_model
+from model.hf_format import from_disk, load_config, load_model, save_model, to_disk
 from model.model import MiniMindLM
 from model.moe import MoEFeedForward
 from tests.small_runs import REPOSITORY, make_inputs
@@ -273,7 +273,7 @@ def test_it_costs_little(patch):
     model, times = MiniMindLM(LMConfig.preset("demo", num_hidden_layers=8)), []
     for _ in range(2):
         begin = time.perf_counter()
-        assert qwen3_check.verdict_on(model, _to_disk(model.state_dict(), model.config), _from_disk)
+        assert qwen3_check.verdict_on(model, to_disk(model.state_dict(), model.config), from_disk)
         times.append(time.perf_counter() - begin)
     assert times[0] < 1 and times[1] < 0.05, times
 
@@ -339,7 +339,7 @@ import sys, torch
 from dataclasses import dataclass, replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from model.hf_format import _from_disk, _to_disk, load_config, load_model, save_model
+from model.hf_format import from_disk, to_disk, load_config, load_model, save_model
 from model.model import MiniMindLM
 from model.config import LMConfig
 for scale, name in ((1.0, "plain"), (0.5, "scaled")):

@@ -16,7 +16,9 @@ import train_full_sft
 import train_grpo
 import train_kto
 import train_lora
+import train_ppo
 import train_pretrain
+import train_reward
 import train_tokenizer
 from benchmarks import (
     bench_checkpoint,
@@ -44,6 +46,8 @@ PARSERS = {
     "train_distillation.py": train_distillation.parse_args,
     "train_dpo.py": train_dpo.parse_args,
     "train_kto.py": train_kto.parse_args,
+    "train_reward.py": train_reward.parse_args,
+    "train_ppo.py": train_ppo.parse_args,
     "train_grpo.py": train_grpo.parse_args,
     "eval_model.py": eval_model.parse_args,
     "serve_model.py": serve_model.parse_args,
@@ -127,6 +131,8 @@ TRAINING = [
     "train_lora.py",
     "train_dpo.py",
     "train_kto.py",
+    "train_reward.py",
+    "train_ppo.py",
     "train_distillation.py",
     "train_grpo.py",
 ]

@@ -26,6 +26,7 @@ from model.hf_format import (
     DTYPES,
     EXACT_WEIGHTS_FILE,
     RESUME_FOLDER,
+    is_reward_model,
     read_header,
     some_names,
     write_tensors,
@@ -97,6 +98,8 @@ def _write_readme(newest: Path):
     readme = newest.parent / "README.md"
     peft = (newest / "adapter_config.json").is_file()
     library, name = ("peft", "AutoPeftModel") if peft else ("transformers", "AutoModel")
+    scores = (newest / "config.json").is_file() and is_reward_model(newest)
+    name += "ForSequenceClassification" if scores else "ForCausalLM"
     text = f"""# This is the folder of a training run, not of a model
 {_README_MARK}
 
@@ -104,9 +107,9 @@ Every `step-…` in here is {"an adapter" if peft else "a model"} folder that ot
 The newest:
 
 ```python
-from {library} import {name}ForCausalLM
+from {library} import {name}
 
-model = {name}ForCausalLM.from_pretrained({json.dumps(str(newest), ensure_ascii=False)})
+model = {name}.from_pretrained({json.dumps(str(newest), ensure_ascii=False)})
 ```
 
 The scripts of this project take either folder and find the newest step themselves. A step's

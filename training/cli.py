@@ -121,19 +121,19 @@ def add_tuning_flags(
     init_from: str | None,
     max_seq_len: int,
     val_fraction: float,
+    questions: bool = True,
 ):
     """The data of fine-tuning, and the model it begins with. what: "conversations", "pairs".
 
     init_from: the default; None where a new model is made without it.
+    questions: whether the model answers any.
     """
     add = flags(parser, "data")
     add("--data_path", SEVERAL, None, f"one or several files of {what}; None: the demo corpus")
     _add_held_out_flags(add, what, val_fraction)
-    if what != "prompts":
-        text = (
-            'file of {"question", "answer"} whose greedy answers must be exact; None: the demo\'s '
-        )
-        add("--questions", Path, None, f"{text}if --data_path is")
+    if questions and what != "prompts":
+        text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the'
+        add("--questions", Path, None, f"{text} demo's if --data_path is")
     text = "model folder or run to start from: ours or any dense Qwen3"
     if init_from is None:
         text += "; None: random weights"

@@ -72,10 +72,15 @@ def conversations(
 
 
 def pairs(
-    args: argparse.Namespace, tokenizer: Tokenizer, run: Run
+    args: argparse.Namespace, tokenizer: Tokenizer, run: Run, scored: bool = False
 ) -> tuple[DPODataset, DPODataset | None]:
-    """The pairs of --data_path; the tokenizer gets the chat template that they need."""
-    rows = partial(DPODataset, max_seq_len=args.max_seq_len, cache_dir=args.cache_dir)
+    """The pairs of --data_path; the tokenizer gets the chat template that they need.
+
+    scored: as rows of a reward model (DPODataset).
+    """
+    rows = partial(
+        DPODataset, max_seq_len=args.max_seq_len, cache_dir=args.cache_dir, scored=scored
+    )
     return _datasets("pairs", _paths(args, "dpo.jsonl"), args, tokenizer, run, rows, rows)
 
 
@@ -137,5 +142,6 @@ def _paths(args: argparse.Namespace, demo: str) -> list:
         return args.data_path
     files = write_demo(DEMO_DATA)
     asked = "lora_questions.jsonl" if demo == "lora.jsonl" else "questions.jsonl"
-    args.questions = args.questions or files[asked]
+    if hasattr(args, "questions"):  # a reward model answers none
+        args.questions = args.questions or files[asked]
     return [files[demo]]

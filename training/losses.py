@@ -67,3 +67,16 @@ def document_log_probs(
     log_probs = -token_cross_entropy(logits, Y) * loss_mask
     sums = torch.zeros(len(Y), count + 1, device=logits.device)
     return sums.scatter_add(1, document_ids, log_probs)[:, 1:]
+
+
+def document_scores(
+    scores: Tensor, Y: Tensor, loss_mask: Tensor, document_ids: Tensor, count: int
+) -> Tensor:
+    """A reward model's score of each document, read at its last token: float32 [B, count].
+
+    scores [B, T, 1], one for every token; loss_mask [B, T], 1 at the last token of each document
+    alone; document_ids and the result as in `document_log_probs`; Y is not looked at.
+    """
+    chosen = scores[..., 0].float() * loss_mask
+    sums = torch.zeros(len(Y), count + 1, device=scores.device)
+    return sums.scatter_add(1, document_ids, chosen)[:, 1:]

@@ -45,7 +45,7 @@ def build_optimizer(
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """A matrix (or a stack of experts' matrices) that maps hidden vectors to hidden vectors."""
-    outside = ("embed_tokens", "lm_head", "mlp.gate.")
+    outside = ("embed_tokens", "lm_head", "score.", "mlp.gate.")
     return parameter.ndim >= 2 and not any(part in name for part in outside)
 
 

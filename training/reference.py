@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,12 +21,14 @@ from training.losses import document_log_probs
 
 @torch.no_grad()
 def pair_log_probs(
-    model, dataset: DPODataset, batch_size: int, ranks: Ranks, autocast, stop=None
+    model, dataset: DPODataset, batch_size: int, ranks: Ranks, autocast, stop=None,
+    of: Callable = document_log_probs,
 ) -> Tensor:  # fmt: skip
     """float32 [pairs, 2] on the device: log p of every pair's chosen and rejected answer.
 
     The rows are shared among the ranks; every rank gets the whole result. The model's train/eval
-    mode is restored. stop: a Stopping, which can end it early.
+    mode is restored. stop: a Stopping, which can end it early. of: another number of every
+    document, such as losses.document_scores of a reward model.
     """
     was_training = model.training
     model.eval()
@@ -36,7 +39,7 @@ def pair_log_probs(
             break
         with autocast:
             logits, _ = model(X, document_ids)
-        sums = document_log_probs(logits, Y, loss_mask, document_ids, 2 * dataset.pairs_per_row)
+        sums = of(logits, Y, loss_mask, document_ids, 2 * dataset.pairs_per_row)
         result[pairs] = sums.view(*pairs.shape, 2)
     model.train(was_training)
     return sum_over_ranks(result[:-1])

@@ -21,6 +21,7 @@ from dataset.best_fit import best_fit
 from dataset.chat import stop_ids
 from dataset.tokenizer import Tokenizer
 from model import lora
+from model.actor_critic import ActorCritic
 from model.decoding_layers import for_decoding
 from model.engine import Engine, Request
 from model.model import MiniMindLM
@@ -117,7 +118,7 @@ def decoding_copy(run) -> MiniMindLM:
 
     With --fsdp every rank gets the whole of it: ranks do not wait for each other's completions.
     """
-    model = run.model
+    model = run.model.policy() if isinstance(run.model, ActorCritic) else run.model
     if run.args.fsdp:
         with torch.device("meta"):
             model = MiniMindLM(run.config)

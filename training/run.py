@@ -141,9 +141,8 @@ class Run:
     def compile(self, function: Callable) -> Callable:
         """A function or module as --compile asks for it."""
         args = self.args
-        return compute.compiler(args.compile, self.device, self.total_steps, args.cuda_graphs)(
-            function
-        )
+        kind = args.compile, self.device, self.total_steps, args.cuda_graphs
+        return compute.compiler(*kind)(function)
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """What to call in place of the model in training: compiled, gradients averaged."""
@@ -192,7 +191,7 @@ class Run:
         per_epoch, state = self.sampler.updates_per_epoch, self.state
         self.watch.settle()  # while the sampler still knows the rows of the epoch before
         self.sampler.set_position(epoch, first_update=state.step % per_epoch)
-        self.epoch, self._sums, self._inner_left = epoch, 0, 0
+        self.epoch, self._sums, self.inner_left, self._inner_step = epoch, 0, 0, 1
         batches = on_device(self.log.waiting(loader), self.device)
         for number, batch in enumerate(batches, start=1):
             if state.step >= self.total_steps:  # what a resumed run has measured was all
@@ -205,18 +204,18 @@ class Run:
             if self.stop.agreed or state.step >= self.total_steps:
                 return
 
-    def inner_updates(self, batches: list, times: int) -> Iterator:
-        """Micro-batches made of what an update has sampled, for as many optimizer steps as `times`.
-
-        Together they are one update, logged and saved once. What `count` gets are parts of sums.
-        """
-        self._part = self.ranks.world_size / times
-        for inner in range(times):
-            self._inner_left = times - 1 - inner
-            for number, batch in enumerate(batches, start=1 + inner * len(batches)):
-                self.at_boundary = number % len(batches) == 0
+    def inner_updates(self, steps: list[list]) -> Iterator:
+        """Micro-batches of an update's optimizer steps. inner_left = 0: this step is the last."""
+        self._part = self.ranks.world_size
+        for self._inner_step, batches in enumerate(steps, start=1):
+            self.inner_left = len(steps) - self._inner_step
+            for number, batch in enumerate(batches, start=1):
+                self.at_boundary = number == len(batches)
+                number += 2**16 * (self._inner_step - 1)
                 seed_dropout(self.args.seed, self.state.step, number, self.ranks.rank)
                 yield batch
+            if not self.inner_left:
+                return
 
     def gradient_sync(self) -> AbstractContextManager:
         """Around forward and backward: ranks share gradients at the accumulation boundary alone."""
@@ -234,7 +233,7 @@ class Run:
         return share
 
     def count(self, **values: Tensor):
-        """Add a micro-batch's figures to the update's, after `share`; the loss comes first."""
+        """Add a micro-batch's figures, means or in inner updates parts of sums; the loss first."""
         self._names = tuple(values)
         parts = torch.stack([value.detach() for value in values.values()])
         self._sums = self._sums + parts * self._part
@@ -242,16 +241,16 @@ class Run:
     def skip_unless_finite(self, grad_norm: Tensor):
         """Let the optimizer's next step do nothing if loss or gradient, on any rank, is not finite.
 
-        Such an update is counted, its rows are named; --max_bad_steps in a row are the most.
+        Its rows are named; --max_bad_steps in a row are the most.
         """
-        self._means = sum_over_ranks(self._sums.clone()) / self.ranks.world_size
-        if not self._inner_left:  # else a bad one lets the inner updates after it do nothing, too
+        self._means = sum_over_ranks(self._sums / self._inner_step) / self.ranks.world_size
+        if not self.inner_left:  # else a bad one lets the inner updates after it do nothing, too
             self._sums = 0
         skip_unless_finite(self.optimizer, self.scaler, self._means[0], grad_norm)
 
     def update_done(self, lr: float, grad_norm: Tensor):
         """Count the update; log it and measure held-out figures where these are due."""
-        if self._inner_left:
+        if self.inner_left:
             return
         args, state, unit = self.args, self.state, self.unit
         self.watch.note(state.step, self._means, grad_norm, self.scaler.is_enabled())
@@ -276,7 +275,7 @@ class Run:
 
     def save_if_due(self):
         """Save in the background; a signal to stop reaches all ranks at the same update."""
-        if self._inner_left or not (self.stop.agree() or self._is_due(self.args.save_interval)):
+        if self.inner_left or not (self.stop.agree() or self._is_due(self.args.save_interval)):
             return
         self.watch.settle()
         self.state.metrics_lines = self.log.lines

@@ -26,7 +26,8 @@ def flops_per_token(model: MiniMindLM, context: float) -> float:
     if config.use_moe:
         experts = config.num_experts_per_tok * 3 * C * config.moe_intermediate_size
         feed_forward = experts + C * config.num_experts
-    weights = L * (2 * C * A * D + 2 * C * K * D + feed_forward) + C * config.vocab_size
+    head = C * model.lm_head.weight.shape[0]
+    weights = L * (2 * C * A * D + 2 * C * K * D + feed_forward) + head
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return (4 + 2 * trained / model.num_parameters()) * weights + 12 * L * A * D * context
 

@@ -1,0 +1,91 @@
+"""Reward models in runs: how one begins, how its folder is written, and how it scores answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dataset.chat import encode_conversation, parse_answer, thinks_in
+from dataset.tokenizer import Tokenizer, load_tokenizer
+from model.hf_format import Inherited, is_reward_model, load_config, load_model
+from model.reward_model import (
+    RewardModel,
+    from_language_model,
+    load_reward_model,
+    save_reward_model,
+    score_sequences,
+)
+from tasks.rewards import Reward, make_rewards
+from training import checkpoint
+from training.run import Run
+
+
+def load_scorer(run: Run, checkpoint: Path | None = None) -> RewardModel:
+    """The model as the run began with it, or as a checkpoint of the run has it; not yet placed."""
+    exact = run.exact_weights if checkpoint else None
+    return scorer_from(run, checkpoint or run.args.init_from, exact)
+
+
+def scorer_from(run: Run, folder: Path, weights_file: Path | None = None) -> RewardModel:
+    """A reward model's folder, or a language model's, which gets a fresh head by --seed.
+
+    Both with the run's config in what weights do not decide.
+    """
+    if is_reward_model(folder):
+        return load_reward_model(folder, run.home, config=run.config, weights_file=weights_file)
+    tied = load_config(folder).tie_word_embeddings
+    config = run.config.with_changes(tie_word_embeddings=tied)
+    return from_language_model(load_model(folder, run.home, config=config), run.args.seed)
+
+
+def write_scorer(run: Run, tokenizer: Tokenizer, base: Inherited, folder: Path, weights: dict):
+    """Write a reward model's folder. base: what `hf_format.inherited` said of --init_from."""
+    pad = tokenizer.control_tokens.get(tokenizer.special_tokens.get("pad_token"), tokenizer.eos_id)
+    save_reward_model(run.model, folder, pad, tokenizer.eos_id, weights, base)
+    tokenizer.save(folder, chat_template=True)
+
+
+def score_conversations(
+    model: RewardModel, tokenizer: Tokenizer, conversations: list[list[dict]], batch_size: int = 16,
+    tools: list[list | None] | None = None,
+) -> list[float]:  # fmt: skip
+    """The score of each conversation, messages in their checked form, which an answer ends.
+
+    tokenizer: of the model's folder, whose chat template renders them. tools: of each, if any.
+    """
+    tools = tools or [None] * len(conversations)
+    ids = [encode_conversation(tokenizer, c, t).ids for c, t in zip(conversations, tools)]
+    return score_sequences(model, ids, batch_size)
+
+
+def rewards_of(run: Run, tokenizer: Tokenizer) -> list[tuple[str, float, Reward]]:
+    """The rewards that --reward names: (name, weight, function) each."""
+    return make_rewards(run.args.reward, model_reward=model_reward(tokenizer, run.device))
+
+
+def model_reward(tokenizer: Tokenizer, device="cpu", batch_size: int = 16) -> Callable:
+    """What tasks.rewards.make_rewards makes a reward of: a folder → scores of completions.
+
+    tokenizer: of the model that the completions are from. An answer is read as the message that it
+    is, so that the reward model may have another tokenizer and template; thoughts that this
+    template has no place for are left out. One that was cut off is read as if it had ended there.
+    """
+
+    def reward_of(folder: Path) -> Callable:
+        folder = checkpoint.model_folder(folder, "--reward model=")
+        model, its_tokenizer = load_reward_model(folder, device), load_tokenizer(folder)
+
+        def answer(completion) -> dict:
+            message = parse_answer(tokenizer, completion.ids)
+            if thinks_in(its_tokenizer) is False:
+                message.pop("reasoning_content", None)
+            return message
+
+        def score(completions: list) -> list[float]:
+            conversations = [[*c.prompt.messages, answer(c)] for c in completions]
+            tools = [c.prompt.tools for c in completions]
+            return score_conversations(model, its_tokenizer, conversations, batch_size, tools)
+
+        return score
+
+    return reward_of
