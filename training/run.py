@@ -222,7 +222,7 @@ class Run:
         return gradient_sync(self._parallel, self.at_boundary)
 
     def share(self, counted: Tensor) -> Tensor:
-        """How much this micro-batch has of `update_size`, the loss being a mean over it; mean 1.
+        """How much of `update_size`, which the loss is a mean over, is in here; the mean is 1.
 
         counted: a mask, or numbers, whose sum is that. Multiplied with the loss it makes every
         token (or pair) of the update weigh the same, however full the rows are.
