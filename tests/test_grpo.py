@@ -5,10 +5,13 @@ import signal
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import train_grpo
-from model.hf_format import weights_sha256
+from model.config import LMConfig
+from model.hf_format import save_model, weights_sha256
+from model.model import MiniMindLM
 from tests.processes import in_two_processes
 from tests.small_runs import make_inputs, start
 from tests.test_finetuning import assert_same, gradients
@@ -67,7 +70,7 @@ def test_one_update_however_it_is_shared_out(monkeypatch, tmp_path, flags, loss)
 ONE_UPDATE = ("--max_steps", 1, "--val_fraction", 0, "--grad_clip", 0, "--dropout", 0)
 
 
-@pytest.mark.parametrize("more", [[], ["--lora_rank", 4]])
+@pytest.mark.parametrize("more", [[], pytest.param(["--lora_rank", 4], marks=pytest.mark.slow)])
 def test_two_ranks_learn_what_one_does(monkeypatch, tmp_path, flags, more):
     """Two ranks × 4 prompts, as DDP and as FSDP: the gradient and the figures of 1 × 8."""
     run = [*flags["grpo"], *ONE_UPDATE, *more, "--beta", 0.1]
@@ -141,6 +144,22 @@ def test_the_reference_is_the_model_it_began_with(monkeypatch, tmp_path, flags):
         train(monkeypatch, tmp_path / "run", *run, "--max_steps", steps)
     kl = [line["kl"] for line in metrics(tmp_path / "run")]
     assert kl[0] == pytest.approx(0, abs=1e-6) and min(kl[1:]) > 1e-4
+
+
+def test_experts(monkeypatch, tmp_path, flags, tiny_tokenizer):
+    """A mixture of experts learns: sampler and trainer agree, its auxiliary loss is logged."""
+    torch.manual_seed(0)
+    config = LMConfig(
+        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=64, use_moe=True, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=16, initializer_range=0.1,
+    )  # fmt: skip
+    save_model(MiniMindLM(config), tmp_path / "base", tiny_tokenizer.eos_id)
+    train(monkeypatch, tmp_path / "run", *flags["grpo"], "--dropout", 0, "--max_steps", 2,
+          "--batch_size", 2, "--accumulation_steps", 2, "--val_fraction", 0)  # fmt: skip
+    lines = metrics(tmp_path / "run")
+    assert len(lines) == 2 and all(line["gap"] < 1e-5 for line in lines)
+    assert all(line["aux_loss"] > 0 and 0.25 <= line["max_expert_load"] <= 1 for line in lines)
 
 
 def test_lora_leaves_the_base_alone(monkeypatch, tmp_path, flags):

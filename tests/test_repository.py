@@ -10,6 +10,7 @@ import pytest
 
 import eval_model
 import serve_model
+import train_distillation
 import train_dpo
 import train_full_sft
 import train_grpo
@@ -42,6 +43,7 @@ PARSERS = {
     "train_pretrain.py": train_pretrain.parse_args,
     "train_full_sft.py": train_full_sft.parse_args,
     "train_lora.py": train_lora.parse_args,
+    "train_distillation.py": train_distillation.parse_args,
     "train_dpo.py": train_dpo.parse_args,
     "train_kto.py": train_kto.parse_args,
     "train_reward.py": train_reward.parse_args,
@@ -131,6 +133,7 @@ TRAINING = [
     "train_kto.py",
     "train_reward.py",
     "train_ppo.py",
+    "train_distillation.py",
     "train_grpo.py",
 ]
 

@@ -118,13 +118,14 @@ def add_text_flags(parser: argparse.ArgumentParser, max_seq_len: int, val_fracti
 def add_tuning_flags(
     parser: argparse.ArgumentParser,
     what: str,
-    init_from: str,
+    init_from: str | None,
     max_seq_len: int,
     val_fraction: float,
     questions: bool = True,
 ):
     """The data of fine-tuning, and the model it begins with. what: "conversations", "pairs".
 
+    init_from: the default; None where a new model is made without it.
     questions: whether the model answers any.
     """
     add = flags(parser, "data")
@@ -134,7 +135,9 @@ def add_tuning_flags(
         text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the'
         add("--questions", Path, None, f"{text} demo's if --data_path is")
     text = "model folder or run to start from: ours or any dense Qwen3"
-    add("--init_from", Path, Path(init_from), text)
+    if init_from is None:
+        text += "; None: random weights"
+    add("--init_from", Path, init_from and Path(init_from), text)
     text = f"tokens per row; None: as the run in --out_dir had, else {max_seq_len} or the context"
     add("--max_seq_len", at_least(1), None, text)
     if what == "conversations":

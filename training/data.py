@@ -15,6 +15,7 @@ from dataset.dpo import DPODataset
 from dataset.encoded import HELD_OUT, Encoded, NoRecords, Part
 from dataset.kto import KTODataset
 from dataset.packing import TokenStream, split_documents, whole_stream
+from dataset.pretrain import PretrainDataset
 from dataset.record_cache import encoded_records, with_template
 from dataset.records import Problems
 from dataset.sft import SFTDataset
@@ -45,6 +46,16 @@ def texts(
     if val_files:
         return whole_stream(files), whole_stream(val_files)
     return split_documents(files, args.val_fraction)
+
+
+def text_rows(
+    args: argparse.Namespace, tokenizer: Tokenizer, run: Run
+) -> tuple[PretrainDataset, PretrainDataset | None]:
+    """Rows of the `texts`, as train_pretrain.py has them."""
+    stream, val_stream = texts(args, tokenizer, run)
+    rows = partial(PretrainDataset, max_seq_len=args.max_seq_len)
+    dataset = rows(stream, documents_first=True, going_on_from=run.data_before)
+    return dataset, rows(val_stream) if val_stream else None
 
 
 def conversations(

@@ -25,7 +25,7 @@ from training.losses import token_cross_entropy
 @torch.no_grad()
 def held_out_loss(
     model, dataset: Dataset, batch_size: int, token_bytes: np.ndarray, ranks: Ranks, autocast,
-    stop=None, progress=iter,
+    stop=None, progress=iter, divergence: Callable | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Loss over every target of `dataset`, the rows shared among the ranks.
 
@@ -34,15 +34,17 @@ def held_out_loss(
     autocast     a context manager for the forward pass
     stop         a Stopping: when all ranks agree to stop, what was measured so far comes back
     progress     a function that takes the batches and gives them back, tqdm say
+    divergence   a function of logits, X, document_ids: another number of every target, [B, T]
 
     Returns loss (nats per target), bits_per_byte (all nats / ln 2 / the bytes of all targets),
-    perplexity and tokens; the same on every rank. The model's train/eval mode is restored.
+    perplexity, tokens and, if asked for, the mean divergence; the same on every rank. The model's
+    train/eval mode is restored.
     """
     was_training = model.training
     model.eval()
     bytes_of = torch.from_numpy(token_bytes.astype(np.float64)).to(ranks.device)
-    # nats, targets and bytes: float64, since a float32 sum of millions loses whole tokens
-    totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    # nats, targets, bytes, divergence: float64, since a float32 sum of millions loses whole tokens
+    totals = torch.zeros(4, dtype=torch.float64, device=ranks.device)
     rows = shared_batches(len(dataset), batch_size, ranks)
     batches = on_device(progress(make_loader(dataset, rows, ranks.device)), ranks.device)
     for X, Y, loss_mask, *document_ids in batches:
@@ -52,18 +54,22 @@ def held_out_loss(
             logits, _ = model(X, *document_ids)
         nats = token_cross_entropy(logits, Y).flatten()
         mask = loss_mask.flatten().double()
+        apart = divergence(logits, X, *document_ids).flatten() if divergence else 0 * mask
         totals += torch.stack(
-            ((nats * mask).sum(), mask.sum(), (bytes_of[Y.flatten()] * mask).sum())
-        )
+            (
+                (nats * mask).sum(), mask.sum(), (bytes_of[Y.flatten()] * mask).sum(),
+                (apart * mask).sum(),
+            )
+        )  # fmt: skip
     model.train(was_training)
-    nats, targets, num_bytes = sum_over_ranks(totals).tolist()
+    nats, targets, num_bytes, apart = sum_over_ranks(totals).tolist()
     loss = nats / max(targets, 1)
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700)),
         "bits_per_byte": nats / math.log(2) / max(num_bytes, 1),
         "tokens": int(targets),
-    }
+    } | ({"divergence": apart / max(targets, 1)} if divergence else {})
 
 
 def shared_batches(num_rows: int, batch_size: int, ranks: Ranks) -> list[list[int]]:
@@ -151,18 +157,22 @@ def ask(
 
 
 def loss_and_answers(
-    run, val_dataset: Dataset, tokenizer, questions: list[Prompt]
-) -> tuple[dict, list[str]]:
+    run, val_dataset: Dataset, tokenizer, questions: list[Prompt],
+    divergence: Callable | None = None,
+) -> tuple[dict, list[str]]:  # fmt: skip
     """For `Run.begin`, of a model that chats: held-out loss, exact answers, a few of them in words.
 
     run: the Run. The share of exact answers is measured where --questions gave the right ones.
+    divergence: as in `held_out_loss`.
     """
     args = run.args
     held_out = held_out_loss(
         run.compiled, val_dataset, args.batch_size, tokenizer.token_bytes, run.ranks, run.autocast,
-        run.stop,
+        run.stop, divergence=divergence,
     )  # fmt: skip
     figures, answers = {"val_loss": held_out["loss"]}, []
+    if divergence:
+        figures["val_divergence"] = held_out["divergence"]
     if run.generates:
         answers = ask(run.model, tokenizer, questions, stop=run.asked_to_stop)
     if args.questions and run.ranks.is_main:

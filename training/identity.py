@@ -31,7 +31,7 @@ _FIXED = {
 }  # fmt: skip
 DATA_FLAGS = (  # what data_fingerprint depends on, and the files' contents
     "data_path", "data_weights", "val_data_path", "val_fraction", "max_seq_len", "packing",
-    "tokenizer", "init_from",
+    "tokenizer", "init_from", "data", "text_field",
 )  # fmt: skip
 
 
@@ -116,6 +116,11 @@ def _difference(name: str, had: object, value: object, folder: Path, args, ranks
         return (
             f"it began from {_base(had, before)}, this run begins from "
             f"{_base(value, args.init_from)}: give the --init_from it had"
+        )
+    if name == "teacher_sha256":
+        return (
+            f"its teacher was {_base(had, earlier_flags(folder).get('teacher'))}, is "
+            f"{_base(value, args.teacher)}: give the --teacher it had"
         )
     if name == "data_fingerprint":
         changed = [

@@ -3,6 +3,8 @@
 Shapes: B rows, T tokens, V vocab_size.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,8 +19,12 @@ def masked_cross_entropy(logits: Tensor, Y: Tensor, loss_mask: Tensor) -> Tensor
     logits [B, T, V]; Y int64 [B, T]; loss_mask [B, T] of 0 and 1. An all-zero mask gives 0 (with
     zero gradients), never NaN.
     """
-    loss = token_cross_entropy(logits, Y)  # [B, T]
-    return (loss * loss_mask).sum() / loss_mask.sum().clamp(min=1)
+    return masked_mean(token_cross_entropy(logits, Y), loss_mask)
+
+
+def masked_mean(values: Tensor, loss_mask: Tensor) -> Tensor:
+    """Mean of the values [B, T] whose mask is 1; 0 if there is none."""
+    return (values * loss_mask).sum() / loss_mask.sum().clamp(min=1)
 
 
 def token_cross_entropy(logits: Tensor, Y: Tensor) -> Tensor:
@@ -28,17 +34,26 @@ def token_cross_entropy(logits: Tensor, Y: Tensor) -> Tensor:
     float32, twice with the backward pass; so large ones are taken in chunks of rows, whose copies
     are made anew in the backward pass and never exist together.
     """
-    logits, targets = logits.flatten(0, 1), Y.flatten()  # [B·T, V], [B·T]
-    if torch.compiler.is_compiling() or logits.numel() <= CHUNK:
-        return _nats(logits, targets).view_as(Y)
-    rows = max(1, CHUNK // logits.shape[1])
-    chunks = zip(logits.split(rows), targets.split(rows))
-    nats = [checkpoint(_nats, *chunk, use_reentrant=False) for chunk in chunks]
-    return torch.cat(nats).view_as(Y)
+    return in_chunks(_nats, logits.flatten(0, 1), Y.flatten()).view_as(Y)  # [B·T, V], [B·T]
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def in_chunks(
+    function: Callable[..., Tensor], logits: Tensor, *others: Tensor, size: int = CHUNK
+) -> Tensor:
+    """function(logits, *others), which looks at every row alone, in chunks of rows if there are
+    more than `size` logits: what it computes on the way never exists for all rows together.
+
+    logits [N, V], others [N, ...]; the result [N, ...]. Compiled, it is called once.
+    """
+    if torch.compiler.is_compiling() or logits.numel() <= size:
+        return function(logits, *others)
+    rows = max(1, size // logits.shape[1])
+    chunks = zip(*(tensor.split(rows) for tensor in (logits, *others)))
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def document_log_probs(

@@ -198,7 +198,7 @@ class Run:
                 return
             micro_step = number % self.args.accumulation_steps
             self.at_boundary = micro_step == 0  # the last micro-batch of an update
-            self._update_size = self.sampler.tokens_in_update(state.step % per_epoch)
+            self.update_size = self.sampler.tokens_in_update(state.step % per_epoch)
             seed_dropout(self.args.seed, state.step, micro_step, self.ranks.rank)
             yield batch
             if self.stop.agreed or state.step >= self.total_steps:
@@ -222,13 +222,13 @@ class Run:
         return gradient_sync(self._parallel, self.at_boundary)
 
     def share(self, counted: Tensor) -> Tensor:
-        """How much this micro-batch has of what the update's loss is a mean over; the mean is 1.
+        """How much of `update_size`, which the loss is a mean over, is in here; the mean is 1.
 
         counted: a mask, or numbers, whose sum is that. Multiplied with the loss it makes every
         token (or pair) of the update weigh the same, however full the rows are.
         """
         micro_batches = self.args.accumulation_steps * self.ranks.world_size
-        share = counted.sum() / (self._update_size / micro_batches)
+        share = counted.sum() / (self.update_size / micro_batches)
         self._part = share / self.args.accumulation_steps
         return share
 
@@ -255,8 +255,8 @@ class Run:
         args, state, unit = self.args, self.state, self.unit
         self.watch.note(state.step, self._means, grad_norm, self.scaler.is_enabled())
         state.step += 1
-        setattr(state, unit, getattr(state, unit) + self._update_size)
-        self.log.step(self._update_size)
+        setattr(state, unit, getattr(state, unit) + self.update_size)
+        self.log.step(self.update_size)
         if self._is_due(args.log_interval) and self.watch.settle():  # not if it was skipped
             values = dict(zip(self._names, self.watch.means()))  # since the last line
             values |= {"lr": lr, "grad_norm": grad_norm.item()}
