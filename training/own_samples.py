@@ -79,7 +79,7 @@ class OwnSamples:
         ]
         count = sum_over_ranks(sum(loss_mask.sum() for _, _, loss_mask, _ in batches))
         run.update_size = max(1, int(count))
-        yield from run.inner_updates(batches, 1)
+        yield from run.inner_updates([batches])
 
     def prompts(self, X: Tensor, Y: Tensor, loss_mask: Tensor, document_ids: Tensor):
         """The prompts (Opening) that a micro-batch is to be answered to, as [B, T] rows have them.
