@@ -70,7 +70,7 @@ def test_one_update_however_it_is_shared_out(monkeypatch, tmp_path, flags, loss)
 ONE_UPDATE = ("--max_steps", 1, "--val_fraction", 0, "--grad_clip", 0, "--dropout", 0)
 
 
-@pytest.mark.parametrize("more", [[], ["--lora_rank", 4]])
+@pytest.mark.parametrize("more", [[], pytest.param(["--lora_rank", 4], marks=pytest.mark.slow)])
 def test_two_ranks_learn_what_one_does(monkeypatch, tmp_path, flags, more):
     """Two ranks × 4 prompts, as DDP and as FSDP: the gradient and the figures of 1 × 8."""
     run = [*flags["grpo"], *ONE_UPDATE, *more, "--beta", 0.1]

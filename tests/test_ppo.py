@@ -1,6 +1,7 @@
 """train_ppo.py: policy and critic against models of their own, and tiny runs."""
 
 import json
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from tests.oracle_models import open_there, our_model, ours, random_numbers, sha
 from tests.processes import in_two_processes
 from tests.test_finetuning import assert_same, gradients
 from tests.test_grpo import flags as grpo_flags  # noqa: F401 (a fixture)
+from tests.test_interruptions import check_interrupted_runs
 from tests.test_ppo_losses import by_hand
 from training.actor_critic import _load_critic, by_sequence, from_sequences, look_back, minibatches
 from training.distributed import Ranks
@@ -276,6 +278,15 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(monkeypatch, tmp_path, flags
         for name in ("run", "whole")
     )
     assert a == b
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags, processes):
+    """Killed at random moments and started again, between optimizer steps, too: the same bits."""
+    more = {"ppo": [*flags, "--minibatches", "2"]}
+    number = signal.SIGKILL
+    assert check_interrupted_runs(tmp_path, more, "ppo", processes, number, runs=1, kills=2)
 
 
 def test_a_reward_model_judges_and_begins_the_critic(monkeypatch, tmp_path, flags):
