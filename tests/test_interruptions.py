@@ -236,6 +236,7 @@ def test_too_many_bad_updates_end_the_run(tmp_path, flags):
     assert all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())
 
 
+@pytest.mark.slow
 def test_ddp_fsdp_and_one_process_agree(tmp_path, flags):
     """50 steps: the same curve to 1e-4, and each continues the others' checkpoints."""
     flags = [*flags["pretrain"], "--max_steps", 50, "--dropout", 0, "--keep_checkpoints", 99]

@@ -67,6 +67,7 @@ def test_ranks_do_not_outlive_their_launcher(tmp_path, flags, slow_script):
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_started_again(tmp_path, flags):
     """torchrun --max-restarts: all ranks start again, from the newest checkpoint: equal bits."""
     flags = [*flags, "--batch_size", 2]

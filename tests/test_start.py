@@ -206,7 +206,9 @@ OTHER_RUNS = {
 FIXED = ("optimizer", "rank", "targets")
 
 
-@pytest.mark.parametrize("script", ["full_sft", "lora", "dpo"])
+@pytest.mark.parametrize(
+    "script", [pytest.param("full_sft", marks=pytest.mark.slow), "lora", "dpo"]
+)
 def test_what_makes_another_run_is_refused_in_flags(here, tmp_path, flags, script):
     """Every difference names its flag; --allow_changes goes on where the tensors still fit."""
     common = [*flags[script], "--batch_size", 4, "--accumulation_steps", 2]

@@ -84,6 +84,7 @@ def test_update_is_the_mean_over_its_tokens(monkeypatch, workspace, moe):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_share_muons_work(monkeypatch, workspace):
     """With the matrices divided among two ranks, the weights are those of one process."""
     folder, flags = workspace
