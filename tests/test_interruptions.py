@@ -31,18 +31,17 @@ def family(pid: int) -> list[int]:
     return [pid, *(one for child in children for one in family(int(child)))]
 
 
-def kill_and_restart(script, out_dir, flags, number, rng, processes, kills):
+def kill_and_restart(script, out_dir, flags, number, rng, processes, kills, length):
     """Start a run, send it `number` after a random time, start it again, until it has finished.
 
-    Times are drawn over the length of a whole run, so signals come while it imports, tokenises,
-    trains, evaluates and saves. Returns how often it was really interrupted.
+    Times are drawn over the length of a whole run (seconds), so signals come while it imports,
+    tokenises, trains, evaluates and saves. Returns how often it was really interrupted.
     """
-    interrupted, length = 0, None
+    interrupted = 0
     for _ in range(kills):
-        begin = time.monotonic()
         process = start(script, out_dir, *flags, processes=processes)
         try:
-            process.wait(timeout=rng.uniform(0.2, 1.1) * (length or 6.0))
+            process.wait(timeout=rng.uniform(0.2, 0.95) * length)
         except subprocess.TimeoutExpired:
             for pid in family(process.pid) if number == signal.SIGKILL else [process.pid]:
                 with contextlib.suppress(ProcessLookupError):
@@ -50,7 +49,6 @@ def kill_and_restart(script, out_dir, flags, number, rng, processes, kills):
             interrupted += 1
         output, _ = process.communicate(timeout=120)
         if process.returncode == 0:
-            length = time.monotonic() - begin
             break
         if number == signal.SIGTERM and processes == 1:
             # before Python has come as far as our handler, the signal ends it by itself
@@ -62,13 +60,17 @@ def kill_and_restart(script, out_dir, flags, number, rng, processes, kills):
 
 def check_interrupted_runs(tmp_path, flags, script, processes, number, runs, kills):
     flags = [*flags[script], "--batch_size", 4 // processes]
+    begin = time.monotonic()
     run(script, tmp_path / "whole", *flags, processes=processes)
+    length = time.monotonic() - begin
     expected = result(tmp_path / "whole")
     rng = random.Random(f"{script} {processes} {number}")
     interrupted = 0
     for i in range(runs):
         out_dir = tmp_path / f"run{i}"
-        interrupted += kill_and_restart(script, out_dir, flags, number, rng, processes, kills)
+        interrupted += kill_and_restart(
+            script, out_dir, flags, number, rng, processes, kills, length
+        )
         assert result(out_dir) == expected
         assert not list(out_dir.glob(".tmp-*")), "leftovers of killed saves are removed"
     name = signal.Signals(number).name

@@ -227,6 +227,7 @@ def test_arrow_keys_move_over_the_picture(open_page):
     look_at(page, TEXT)
     page.click("#tab-attention")
     page.wait_for_selector(".tokens.ramp-attention")
+    page.wait_for_selector("#lab[aria-busy=false]")  # an answer to come would choose anew
     page.click("#token-5")
     page.focus(".attention canvas")
     page.keyboard.press("ArrowLeft")

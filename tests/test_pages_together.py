@@ -104,7 +104,6 @@ def test_a_conversation(visit, address):
     assert answer.value.status == 200
     assert answer.value.headers["content-type"].startswith("text/event-stream")
     idle(page)
-    answer.value.finished()
     expect(page.locator(".answer .stats")).to_contain_text("200 tokens")
     lengths = page.evaluate("[...window.lengths]")
     assert len(lengths) >= 3 and lengths == sorted(lengths), "the answer came at once"
