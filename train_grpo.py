@@ -58,9 +58,7 @@ def policy_loss(log_probs, rows, args):
         log_ratio = sequence_means(log_ratio, rows)
     ratio, advantages = log_ratio.exp(), rows.advantages
     low, high = args.epsilon, args.epsilon_high
-    if (
-        args.loss == "cispo"
-    ):  # MiniMax-M1 2025: the ratio is a weight, and every token has a gradient
+    if args.loss == "cispo":  # MiniMax-M1 2025: the ratio is a weight, all tokens have a gradient
         clipped = ratio > high
         loss = -ratio.clamp(max=high).detach() * advantages * log_probs
     else:  # Shao et al. 2024, after PPO: -min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A)
