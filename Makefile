@@ -60,8 +60,9 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(RUN) -m pytest -n 2 -m slow -rP
 
-# Every speed claim on a CPU, with its table and a JSON line: under half an hour on two cores. Let
-# nothing else run beside. benchmarks/gpu.sh does the same on a GPU.
+# The speed claims on a CPU, each with its table and a JSON line: under half an hour on two cores.
+# Let nothing else run beside. bench_serve.py, bench_watching.py and bench_grpo.py, which may need
+# packages of others, are run by hand. benchmarks/gpu.sh does the same on a GPU.
 bench: export GLIBC_TUNABLES = $(KEEP_PAGES)
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/bench_train.py --suite --profile $(if $(wildcard $(CHATS)),--sft $(CHATS))

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dataset.best_fit import best_fit
 from dataset.chat import stop_ids
@@ -29,7 +28,7 @@ from model.sampling import Sampling
 from tasks.rewards import judged
 from tasks.task import Completion, Prompt, completion_of
 from training.distributed import sum_over_ranks, whole
-from training.losses import CHUNK
+from training.losses import in_chunks
 
 ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
 SHOWN = 3  # held-out completions that a log line is followed by
@@ -89,20 +88,14 @@ def token_log_probs(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tens
     Of the distribution softmax(logits / temperature) that is sampled from; logits [n, V]. The
     entropy is only looked at: no gradient goes through it.
     """
-    if torch.compiler.is_compiling() or logits.numel() <= CHUNK:
-        return _told(logits, Y, temperature)
-    rows = max(1, CHUNK // logits.shape[1])  # of large ones no copy exists as a whole
-    chunks = zip(logits.split(rows), Y.split(rows))
-    parts = [checkpoint(_told, *chunk, temperature, use_reentrant=False) for chunk in chunks]
-    log_probs, entropies = zip(*parts)
-    return torch.cat(log_probs), torch.cat(entropies)
 
+    def both(logits: Tensor, Y: Tensor) -> Tensor:  # [n, 2]
+        scores = (logits.float() / temperature).log_softmax(-1)  # [n, V]
+        with torch.no_grad():
+            entropy = -(scores.exp() * scores).sum(-1)
+        return torch.stack((scores.gather(1, Y[:, None])[:, 0], entropy), -1)
 
-def _told(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    scores = (logits.float() / temperature).log_softmax(-1)  # [n, V]
-    with torch.no_grad():
-        entropy = -(scores.exp() * scores).sum(-1)
-    return scores.gather(1, Y[:, None])[:, 0], entropy
+    return in_chunks(both, logits, Y).unbind(-1)
 
 
 def sequence_means(values: Tensor, rows: Rows) -> Tensor:
