@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from model.compiler_cache import fault_in_words
 from model.config import PRESETS, LMConfig
 from model.hf_format import load_config
 from model.json_file import read_json
@@ -395,7 +396,11 @@ def run(main: Callable[[], int | None]):
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or that of a CPU's allocator
+    except RuntimeError as error:
+        if text := fault_in_words(error):
+            print(f"error: {text}", file=sys.stderr)
+            sys.exit(2)
+        # torch.OutOfMemoryError of a GPU, or that of a CPU's allocator
         what = str(error).split("DefaultCPUAllocator: ")[-1].split(".")[0]
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in what:
             raise
