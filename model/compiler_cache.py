@@ -72,17 +72,3 @@ def _remove(root: Path, folder: Path, name: str) -> bool:
         shutil.rmtree(folder / f"{name}{BUILD}", ignore_errors=True)
         return True
     return False
-
-
-def fault_in_words(error: BaseException) -> str | None:
-    """What to tell a user of an error of torch's compiler, if it is one that they can mend."""
-    cause = getattr(error, "inner_exception", None)
-    if not isinstance(cause, (ImportError, OSError)) and type(cause).__name__ != "CppCompileError":
-        return None
-    lines = str(cause).strip().splitlines()
-    what = next((line for line in lines if "error: " in line), lines[-1]).strip()
-    kept = " and ".join(map(str, cache_folders()))
-    return (
-        f"torch's compiler failed ({what}): what it keeps may be damaged or the disk full, delete "
-        f"{kept}; or go without it (--no-compile)"
-    )
