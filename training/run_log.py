@@ -249,7 +249,12 @@ class RunLog:
             plot_metrics(self.path, self.path.with_name("loss.png"))
 
     def end(self, step: int, stopped_by: int):
-        """The last line, and `close`. stopped_by: the signal that ended the run, or 0."""
+        """The last line, and `close`. stopped_by: the signal that ended the run, or 0.
+
+        A run that has all it was to do has finished, whatever came during its last update.
+        """
+        if step == self.total_steps and not self.state.eval_due:
+            stopped_by = 0
         if self.is_main:
             folder = self.path.parent
             name = signal.Signals(stopped_by).name if stopped_by else None
