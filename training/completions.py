@@ -67,7 +67,7 @@ def tools_of(args, tokenizer: Tokenizer) -> Tools:
     """The tools of --tools. Raises ValueError where a chat has no place for calls and answers."""
     if not args.tools:
         return Tools()
-    tools = Tools(named_tools(args.tools), args.max_turns, getattr(args, "enable_thinking", False))
+    tools = Tools(named_tools(args.tools), args.max_turns, args.enable_thinking)
     if CALL not in tokenizer.control_tokens:
         raise ValueError(f"--tools: the tokenizer of {tokenizer.folder} has no {CALL}: the model "
                          "was not taught to call tools")  # fmt: skip
