@@ -125,8 +125,9 @@ class Conversation:
     def let_tools_answer(self) -> bool:
         """Whether the turn was one of calls; then their answers stand behind it."""
         turn, tools = self.turns[-1], self.tools
-        is_over = not turn.ids or turn.ids[-1] != stop_ids(self.tokenizer)[0]
-        if is_over or not turn.calls or len(self.turns) >= tools.max_turns:
+        is_ended = turn.ids[-1:] == stop_ids(self.tokenizer)[:1]  # by the turn's end, no other
+        may_go_on = tools.functions and len(self.turns) < tools.max_turns
+        if not (turn.calls and is_ended and may_go_on):
             return False
         offered = {name: tools.functions[name] for name in names_of(self.prompt)
                    if name in tools.functions}  # fmt: skip
