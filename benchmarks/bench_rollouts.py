@@ -39,9 +39,10 @@ from model.sampling import Sampling
 from tasks.task import Completion, Prompt
 from train_grpo import group_advantages, policy_loss, token_weights
 from training.checkpoint import model_folder
+from training.completions import Sample, decoding_copy, sample
 from training.optimizers import build_optimizer, clip_gradients
 from training.prompts import demo_sums
-from training.rollouts import Rollouts, Rows, Sample, decoding_copy, sample, token_log_probs
+from training.rollouts import Rollouts, Rows, token_log_probs
 from training.terminal import forgive_encodings
 
 MIX = 8  # prompts of the mix
@@ -126,7 +127,8 @@ def mixed_groups(tokenizer, args) -> list[list[Sample]]:
         prompt = Prompt("", ids(draw.randint(20, 60)), "")
         said = [ids(min(256, 1 + round(draw.lognormvariate(3.69, 0.8))))
                 for _ in range(args.num_generations)]  # fmt: skip
-        groups.append([Sample(Completion(prompt, "", "", own, False), [0.0] * len(own))
+        groups.append([Sample(Completion(prompt, "", "", own, False), own, [True] * len(own),
+ [0.0] * len(own))
                        for own in said])  # fmt: skip
     return groups
 

@@ -16,9 +16,10 @@ from tasks.rewards import make_rewards
 from tasks.task import Prompt
 from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
-from training import rollouts as rollouts_module
+from training import completions as completions_module
+from training.completions import sample
 from training.distributed import Ranks
-from training.rollouts import Rollouts, sample, sequence_means, token_log_probs
+from training.rollouts import Rollouts, sequence_means, token_log_probs
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
 
@@ -153,7 +154,7 @@ def test_a_shared_prompt_is_read_once(tokenizer, monkeypatch):
         requests.append(Request(*numbers, **more))
         return requests[-1]
 
-    monkeypatch.setattr(rollouts_module, "Request", kept)
+    monkeypatch.setattr(completions_module, "Request", kept)
     model = for_decoding(model_of("dense")).eval()
     text = "What is 12 + 30? " * 6
     prompt = Prompt(text, tokenizer.encode_text(text), "42")

@@ -150,13 +150,17 @@ def add_sampling_flags(parser: argparse.ArgumentParser):
     """How completions are sampled, of which a model learns."""
     add = flags(parser, "sampling")
     add("--num_generations", at_least(2, 2**16), 8, "completions of every prompt")
-    add("--max_new_tokens", at_least(1), 64, "longest completion, in tokens")
+    add("--max_new_tokens", at_least(1), 64, "longest completion, tools' answers included")
     add("--temperature", in_range(0.01, 100), 1.0, "of sampling; the policy is what is sampled")
     text = "refused below 1: the policy that is trained would not be the one that is sampled"
     add("--top_p", in_range(0, 1), 1.0, text)
     add("--top_k", at_least(0), 0, "refused above 0, for the same reason")
     add("--mask_truncated", SWITCH, False, "learn nothing from completions cut at the limit")
     add("--max_running", at_least(1, 2**16), 256, "completions sampled at a time, per process")
+    text = "what completions may call: all, calculator, get_time, convert_units; .py, .json, .csv"
+    add("--tools", SEVERAL, None, text)
+    text = "turns of the model in a completion, tools answering between them"
+    add("--max_turns", at_least(1, 2**16), 4, text)
     text = "completions of every held-out prompt for pass@1 and pass@k; 0: greedy ones alone"
     add("--eval_generations", at_least(0, 2**16), 4, text)
 

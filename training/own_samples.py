@@ -20,8 +20,8 @@ from dataset.chat import stop_ids
 from dataset.tokenizer import Tokenizer
 from model.engine import Engine, Request
 from model.sampling import Sampling
+from training.completions import decoding_copy
 from training.distributed import sum_over_ranks
-from training.rollouts import decoding_copy
 from training.run import Run
 
 LARGEST_BATCH = 256  # answers drawn together

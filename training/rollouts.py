@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of a row, n tokens of completions in them, V vocab_size
 
 from __future__ import annotations
 
-import copy
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,31 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dataset.chat import stop_ids
 from dataset.shared_prompts import rows_of_groups
 from dataset.tokenizer import Tokenizer
 from model import lora
-from model.actor_critic import ActorCritic
-from model.decoding_layers import for_decoding
-from model.engine import Engine, Request
 from model.model import MiniMindLM
 from model.sampling import Sampling
 from tasks.rewards import judged
-from tasks.task import Completion, Prompt, completion_of
-from training.distributed import sum_over_ranks, whole
+from tasks.task import Prompt
+from training.completions import Sample, Tools, decoding_copy, sample
+from training.distributed import sum_over_ranks
 from training.losses import in_chunks
 
 ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
 SHOWN = 3  # held-out completions that a log line is followed by
-
-
-@dataclass
-class Sample:
-    """A completion, and the log-probability of each of its tokens as it was drawn, in nats."""
-
-    completion: Completion
-    log_probs: list[float]
-    rewards: list[float] = field(default_factory=list)  # as `Rollouts.judge` has judged
 
 
 @dataclass
@@ -117,68 +105,16 @@ def sequence_means(values: Tensor, rows: Rows) -> Tensor:
     return (sums / counts.clamp(min=1))[rows.sequences]
 
 
-def decoding_copy(run) -> MiniMindLM:
-    """A model for decoding with the weights as they are now, adapters merged, in run.dtype.
-
-    With --fsdp every rank gets the whole of it: ranks do not wait for each other's completions.
-    """
-    model = run.model.policy() if isinstance(run.model, ActorCritic) else run.model
-    if run.args.fsdp:
-        with torch.device("meta"):
-            model = MiniMindLM(run.config)
-            if run.adapter is not None:
-                lora.attach(model, run.adapter)
-        weights = {name: whole(p.detach()) for name, p in run.model.named_parameters()}
-        model.load_state_dict(weights, strict=False, assign=True)
-        if run.config.tie_word_embeddings:
-            model.lm_head.weight = model.model.embed_tokens.weight
-        model.make_buffers(run.device)
-    if run.dtype != torch.float32:
-        model = copy.deepcopy(model).to(run.dtype)
-    return for_decoding(model).eval()
-
-
-def sample(
-    model: MiniMindLM, tokenizer: Tokenizer, prompts: list[Prompt], seeds: list[str], count: int,
-    max_new_tokens: int, sampling: Sampling, max_running: int = 256,
-    is_over: Callable[[], bool] | None = None,
-) -> list[list[Sample]]:  # fmt: skip
-    """`count` completions of every prompt, by an engine that is made for them: nothing is kept.
-
-    A completion's draws depend on its prompt's seed and its own number alone. A prompt is read
-    once; its other completions take over what is known of it. is_over: asked before every step;
-    once it says so, completions stay as they are.
-    """
-    ends = set(stop_ids(tokenizer))
-    requests = [
-        Request(prompt.ids, max_new_tokens, ends, sampling, seed, number, 0, as_drawn=True)
-        for number in range(count)
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-    log_probs: dict[int, list[float]] = {id(request): [] for request in requests}
-    engine = Engine(model, max(1, min(max_running, len(requests))), kept=0, prompt_tokens=1024)
-    for request in requests:
-        engine.add(request)
-    while engine.has_work and not (is_over is not None and is_over()):
-        for drawn in engine.step():
-            if drawn.logprob is not None:
-                log_probs[id(drawn.request)].append(drawn.logprob.token)
-    groups: list[list[Sample]] = [[] for _ in prompts]
-    for at, request in enumerate(requests):
-        group, is_cut = at % len(prompts), request.ending != "stop"
-        completion = completion_of(tokenizer, prompts[group], request.tokens, is_cut)
-        groups[group].append(Sample(completion, log_probs[id(request)]))
-    return groups
-
-
 class Rollouts:
     """What a Run samples, how it is judged, and the rows that are made of it.
 
-    rewards: (name, weight, function of completions) as make_rewards has them.
+    rewards  (name, weight, function of completions) as make_rewards has them
+    tools    what completions may call
     """
 
-    def __init__(self, run, tokenizer: Tokenizer, rewards: list):
+    def __init__(self, run, tokenizer: Tokenizer, rewards: list, tools: Tools | None = None):
         self.run, self.tokenizer, self.rewards = run, tokenizer, rewards
+        self.tools = tools or Tools()
 
     def prompts(self, dataset, loader, epoch: int) -> Iterator[list[tuple[int, Prompt]]]:
         """This rank's prompts of every update of an epoch, with their numbers."""
@@ -207,7 +143,7 @@ class Rollouts:
         return sample(
             decoding_copy(self.run), self.tokenizer, [prompt for _, prompt in prompts],
             [f"{args.seed}/{name}/{number}" for number, _ in prompts], count, args.max_new_tokens,
-            sampling, args.max_running, is_over,
+            sampling, args.max_running, is_over, self.tools,
         )  # fmt: skip
 
     def judge(self, groups: list[list[Sample]]) -> Tensor:
@@ -215,9 +151,9 @@ class Rollouts:
         samples = [sample for group in groups for sample in group]
         if not samples:
             return torch.zeros(0, self.run.args.num_generations)
-        totals, parts = judged(self.rewards, [sample.completion for sample in samples])
-        for sample, *values in zip(samples, *parts.values()):
-            sample.rewards = values
+        totals, parts = judged(self.rewards, [one.completion for one in samples])
+        for one, *values in zip(samples, *parts.values()):
+            one.rewards = values
         return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
 
     def rows(
@@ -250,6 +186,11 @@ class Rollouts:
             "length": torch.tensor(sum(len(s.completion.ids) for s in samples) / completions),
             "truncated": torch.tensor(sum(s.completion.is_cut for s in samples) / completions),
         }
+        if self.tools.functions:
+            answers = [answer for s in samples for answer in tool_answers(s)]
+            refused = sum(answer.startswith("error: ") for answer in answers)
+            figures["calls"] = torch.tensor(len(answers) / completions)
+            figures["failed_calls"] = torch.tensor(refused / completions)
         for number, batch in enumerate(batches):  # the first batch tells for all
             batch.figures = {
                 name: (number == 0) * value.to(run.device) for name, value in figures.items()
@@ -260,7 +201,7 @@ class Rollouts:
         run, args = self.run, self.run.args
         prompts = [tuple(s.completion.prompt.ids) for s in samples]
         before = [len(prompt) - 1 for prompt in prompts]
-        lengths = [len(s.completion.ids) for s in samples]
+        lengths = [len(s.ids) for s in samples]
         T, B = args.max_seq_len, args.batch_size
         is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
         if not is_compiled:
@@ -295,14 +236,14 @@ class Rollouts:
                 X[row, begin:end], prefix = prompt, document
                 document_ids[row, begin:end] = prefixes[row, begin:end] = document
                 for number in numbers:
-                    ids = samples[number].completion.ids
-                    begin, end, document = end, end + len(ids), document + 1
-                    answer = row, slice(begin, end)
-                    X[answer], Y[answer] = [last, *ids[:-1]], ids
-                    document_ids[answer], prefixes[answer] = document, prefix
-                    mask[answer], sampled[answer] = 1, samples[number].log_probs
-                    of_sequence[answer], counted[answer] = advantages[number], weights[number]
-                    sequences[answer], count = count, count + 1
+                    one = samples[number]
+                    begin, end, document = end, end + len(one.ids), document + 1
+                    X[row, begin:end], Y[row, begin:end] = [last, *one.ids[:-1]], one.ids
+                    document_ids[row, begin:end], prefixes[row, begin:end] = document, prefix
+                    said = row, begin + np.flatnonzero(one.is_said)
+                    mask[said], sampled[said] = 1, one.log_probs
+                    of_sequence[said], counted[said] = advantages[number], weights[number]
+                    sequences[said], count = count, count + 1
         places = np.flatnonzero(mask)
         is_filling = np.arange(mask.size if is_compiled else len(places)) >= len(places)
         last = places[-1] if len(places) else 0  # told again, for nothing
@@ -364,5 +305,21 @@ class Rollouts:
     def _shown(self, sample: Sample) -> str:
         names = (name for name, _, _ in self.rewards)
         told = ", ".join(f"{name} {value:g}" for name, value in zip(names, sample.rewards))
-        question = " ".join(sample.completion.prompt.text.split())
-        return f"{question} ⟶ {' '.join(sample.completion.raw.split())} ({told})"
+        text = sample.completion.prompt.text + in_words(sample)
+        return f"{' '.join(text.split())} ({told})"
+
+
+def tool_answers(sample: Sample) -> list[str]:
+    """What tools have answered in a completion."""
+    return [m["content"] for m in sample.completion.messages if m["role"] == "tool"]
+
+
+def in_words(sample: Sample) -> str:
+    """A completion for people: ⟶ before what the model says, ⟵ before what a tool answers."""
+    *before, _ = sample.completion.messages
+    text = ""
+    for message in before:
+        text += f" {'⟵' if message['role'] == 'tool' else '⟶'} {message['content']}"
+        for call in message.get("tool_calls", []):
+            text += f" {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})"
+    return f"{text} ⟶ {sample.completion.raw}"
