@@ -9,7 +9,8 @@ from dataset import chat
 from dataset.chat import after_tools, encode_conversation, training_sequences
 from dataset.tokenizer import load_tokenizer
 from model.decoding_layers import for_decoding
-from model.engine import Drawn, LogProb
+from model.engine import Drawn
+from model.request import LogProb
 from model.sampling import Sampling
 from tasks.rewards import make_rewards
 from tasks.task import Prompt
@@ -118,7 +119,7 @@ def test_only_what_the_model_says_is_learned(tokenizer, caller, temperature, is_
     told: dict[int, list[int]] = {}
     for rows in batches:
         with torch.no_grad():
-            logits, _ = caller(rows.X, rows.document_ids, places=rows.places)
+            logits, _ = caller(**rows.inputs)
             old, _ = token_log_probs(logits, rows.Y, temperature)
         is_real = rows.mask > 0
         assert ((old - rows.sampled).abs() * rows.mask).max() < 1e-5
@@ -142,7 +143,7 @@ class Scripted:
     def __call__(self, *_, **__):
         return self
 
-    def add(self, request):
+    def add(self, request, as_next=False):
         assert request.max_new_tokens > 0
         self.requests.append(request)
         self.waiting.append(request)

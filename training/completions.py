@@ -199,12 +199,14 @@ def sample(
 
     def ask(conversation: Conversation, seed: str, number: int):
         request = conversation.ask(ends, sampling, seed, number)
-        engine.add(request)
+        engine.add(request, as_next=bool(conversation.turns))
         asked[request] = conversation, seed, number
 
-    for number in range(count):
-        for group, seed in zip(groups, seeds, strict=True):
-            ask(group[number], seed, number)
+    together = max(1, max_running // count)  # prompts: a completion finds its prompt still there
+    for first in range(0, len(prompts), together):
+        for number in range(count):
+            for group, seed in list(zip(groups, seeds, strict=True))[first : first + together]:
+                ask(group[number], seed, number)
     while engine.has_work and not (is_over is not None and is_over()):
         for drawn in engine.step():
             conversation, seed, number = asked[drawn.request]
