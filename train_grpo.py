@@ -169,7 +169,7 @@ def main():
             with run.gradient_sync():
                 # (12) forward, (13) the loss of every token, (14) the experts' auxiliary loss
                 with run.autocast:
-                    logits, aux_loss = parallel(rows.X, rows.document_ids, places=rows.places)
+                    logits, aux_loss = parallel(**rows.inputs)
                 log_probs, entropy = log_probs_of(logits, rows.Y, args.temperature)
                 if rows.old is None:  # the first of the inner updates
                     rows.old = log_probs.detach()

@@ -153,7 +153,7 @@ def main():
             with run.gradient_sync():
                 # (12) forward, (13) the loss of every token, (14) the experts' auxiliary loss
                 with run.autocast:
-                    logits, values, aux_loss = parallel(rows.X, rows.document_ids, rows.places)
+                    logits, values, aux_loss = parallel(**rows.inputs)
                 log_probs, entropy = log_probs_of(logits, rows.Y, args.temperature)
                 losses, logged = ppo_loss(log_probs, values, rows, old_values, returns, args)
                 loss = (losses * rows.weights).sum() + aux_loss * rows.share

@@ -90,8 +90,10 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
-    def add(self, request: Request):
-        """Put a request in the queue. Raises ValueError for a prompt that is empty or too long.
+    def add(self, request: Request, as_next: bool = False):
+        """Put a request at the end of the queue, or as the next one where it goes on from another.
+
+        Raises ValueError for a prompt that is empty or too long.
 
         A grammar that its matcher cannot be made of is told by a step: the request has failed.
         """
@@ -104,7 +106,7 @@ class Engine:
                 f"{self.max_tokens} here, answer included"
             )
         request.max_new_tokens = min(request.max_new_tokens, room)
-        self.waiting.append(request)
+        (self.waiting.appendleft if as_next else self.waiting.append)(request)
 
     def cancel(self, request: Request):
         """End a request now, wherever it is; no step tells of it any more."""

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dataset.best_fit import best_fit
+from dataset.shared_prompts import rows_of_groups
 from dataset.tokenizer import Tokenizer
 from model import lora
 from model.model import MiniMindLM
@@ -48,6 +48,8 @@ class Rows:
     figures       parts of what is logged of the update; they add up over micro-batches and ranks
     old           float32 [n]: log-probabilities in the first of the inner updates; None before
     reference     float32 [n]: those under the reference, where there is one
+    prefixes      int64 [B, T]: of a completion's tokens the document of its prompt, of others their
+                  own; None: every completion stands in one document with its prompt
     """
 
     X: Tensor
@@ -63,6 +65,15 @@ class Rows:
     figures: dict[str, Tensor] = field(default_factory=dict)
     old: Tensor | None = None
     reference: Tensor | None = None
+    prefixes: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What to call the model with, for logits [n, V]."""
+        return {
+            "input_ids": self.X, "document_ids": self.document_ids, "prefixes": self.prefixes,
+            "places": self.places,
+        }  # fmt: skip
 
     def means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of values [n]: parts of their means over the tokens of the whole update."""
@@ -188,43 +199,51 @@ class Rollouts:
 
     def _packed(self, samples: list[Sample], advantages: Tensor, weights: Tensor, tokens: float):
         run, args = self.run, self.run.args
-        lengths = [len(s.completion.prompt.ids) + len(s.ids) - 1 for s in samples]
-        needed = np.array(lengths, dtype=np.int64)
+        prompts = [tuple(s.completion.prompt.ids) for s in samples]
+        before = [len(prompt) - 1 for prompt in prompts]
+        lengths = [len(s.ids) for s in samples]
         T, B = args.max_seq_len, args.batch_size
         is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
         if not is_compiled:
-            T = min(T, -(-ROW_OF * int(needed.max(initial=8)) // 64) * 64)
+            longest = max(map(sum, zip(before, lengths)), default=8)
+            T = min(T, -(-ROW_OF * longest // 64) * 64)
             B = B * args.max_seq_len // T
-        order, ends = best_fit(needed, T)
-        documents = np.split(order, ends[:-1]) if len(ends) else []
-        count = torch.tensor(max(1, -(-len(ends) // B)), device=run.device)  # micro-batches
+        arranged = rows_of_groups(prompts, before, lengths, T)
+        count = torch.tensor(max(1, -(-len(arranged) // B)), device=run.device)  # micro-batches
         if run.ranks.is_distributed:
             dist.all_reduce(count, dist.ReduceOp.MAX)
         count = int(count)
         if not is_compiled:
-            B = max(1, -(-len(ends) // count))
+            B = max(1, -(-len(arranged) // count))
         make = partial(self._batch, samples, advantages, weights, tokens, (B, T), is_compiled)
-        return [make(documents[B * i : B * (i + 1)]) for i in range(count)]
+        return [make(arranged[B * i : B * (i + 1)]) for i in range(count)]
 
     def _batch(self, samples, advantages, weights, tokens, shape, is_compiled, rows) -> Rows:
-        """A micro-batch of rows, each a list of the numbers of its samples; the rest is filling."""
-        X, document_ids = np.full(shape, self.tokenizer.eos_id, np.int64), np.zeros(shape, np.int64)
-        Y, sequences = np.zeros((2, *shape), np.int64)
+        """A micro-batch of rows, each the numbers of its samples by prompt; the rest is filling.
+
+        A prompt but for its last token stands there once, and behind it, each a document that
+        continues it, this token and the completion but for its own last: what predicts all of it.
+        """
+        X = np.full(shape, self.tokenizer.eos_id, np.int64)
+        document_ids, prefixes, Y, sequences = np.zeros((4, *shape), np.int64)
         mask, of_sequence, counted, sampled = np.zeros((4, *shape), np.float32)
         count = 0
-        for row, numbers in enumerate(rows):
-            begin = 0
-            for document, number in enumerate(numbers.tolist(), start=1):
-                one = samples[number]
-                ids = [*one.completion.prompt.ids, *one.ids]
-                end = begin + len(ids) - 1
-                said = row, end - len(one.ids) + np.flatnonzero(one.is_said)
-                X[row, begin:end], Y[row, begin:end] = ids[:-1], ids[1:]
-                document_ids[row, begin:end] = document
-                mask[said], sampled[said] = 1, one.log_probs
-                of_sequence[said], counted[said] = advantages[number], weights[number]
-                sequences[said] = count
-                begin, count = end, count + 1
+        for row, groups in enumerate(rows):
+            end = document = 0
+            for numbers in groups:
+                *prompt, last = samples[numbers[0]].completion.prompt.ids
+                begin, end, document = end, end + len(prompt), document + 1
+                X[row, begin:end], prefix = prompt, document
+                document_ids[row, begin:end] = prefixes[row, begin:end] = document
+                for number in numbers:
+                    one = samples[number]
+                    begin, end, document = end, end + len(one.ids), document + 1
+                    X[row, begin:end], Y[row, begin:end] = [last, *one.ids[:-1]], one.ids
+                    document_ids[row, begin:end], prefixes[row, begin:end] = document, prefix
+                    said = row, begin + np.flatnonzero(one.is_said)
+                    mask[said], sampled[said] = 1, one.log_probs
+                    of_sequence[said], counted[said] = advantages[number], weights[number]
+                    sequences[said], count = count, count + 1
         places = np.flatnonzero(mask)
         is_filling = np.arange(mask.size if is_compiled else len(places)) >= len(places)
         last = places[-1] if len(places) else 0  # told again, for nothing
@@ -234,7 +253,8 @@ class Rollouts:
         told[1][is_filling] = told[4][is_filling] = 0  # mask and weight
         tensors = (X, document_ids, places, *told)
         share = torch.tensor(mask.sum() / tokens, device=self.run.device)
-        return Rows(*(torch.from_numpy(t).to(self.run.device) for t in tensors), share=share)
+        *tensors, prefixes = (torch.from_numpy(t).to(self.run.device) for t in (*tensors, prefixes))
+        return Rows(*tensors, share=share, prefixes=prefixes)
 
     @torch.no_grad()
     def ask_reference(self, reference: MiniMindLM | None, batches: list[Rows]):
@@ -245,7 +265,7 @@ class Rollouts:
         reference.eval()
         with lora.turned_off(reference), self.run.autocast:
             for rows in batches:
-                logits, _ = reference(rows.X, rows.document_ids, places=rows.places)
+                logits, _ = reference(**rows.inputs)
                 rows.reference, _ = token_log_probs(logits, rows.Y, self.run.args.temperature)
         reference.train(was_training)
 
