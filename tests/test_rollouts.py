@@ -291,6 +291,24 @@ def test_rewards_are_weighed_and_told_by_name(tokenizer, rollouts):
     assert figures["no_spread"] == pytest.approx(0.5)
 
 
+def test_failures_of_a_reward_of_ones_own_are_told(tokenizer, rollouts, tmp_path):
+    """Their share of the completions; what was judged before does not count."""
+    (tmp_path / "my.py").write_text(
+        "def score(some):\n    return [1 / len(c.text) for c in some]\n"
+    )
+    own = f"{tmp_path / 'my.py'}:score"
+    made = rollouts(model_of("dense"), ["number=1", own], num_generations=2)
+    groups = made.sample(list(enumerate(prompts_of(tokenizer, 2))))
+    for texts, expected in (("", "a", "b", "c"), 1), (("0", "a", "b", "c"), 0):
+        for sample_, text in zip((s for g in groups for s in g), texts):
+            object.__setattr__(sample_.completion, "text", text)
+        rewards = made.judge(groups)
+        batches = made.rows(groups, rewards, rewards, token_weights)
+        assert sum(r.figures["reward_failed"].item() for r in batches) == expected
+    (*_, rows) = rollouts(model_of("dense")).rows(groups, rewards, rewards, token_weights)
+    assert "reward_failed" not in rows.figures
+
+
 def test_advantages_are_trl_s():
     """(r - mean) / (unbiased deviation + 1e-4), 0 where all are alike; without scaling r - mean."""
     rewards = torch.tensor([[0.0, 1.0, 1.0, 2.0], [1.0, 1.0, 1.0, 1.0]])

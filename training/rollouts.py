@@ -115,6 +115,8 @@ class Rollouts:
     def __init__(self, run, tokenizer: Tokenizer, rewards: list, tools: Tools | None = None):
         self.run, self.tokenizer, self.rewards = run, tokenizer, rewards
         self.tools = tools or Tools()
+        self.own = [reward for _, _, reward in rewards if getattr(reward, "is_own", False)]
+        self.num_failed = 0  # times that one of them could not judge a completion, the last time
 
     def prompts(self, dataset, loader, epoch: int) -> Iterator[list[tuple[int, Prompt]]]:
         """This rank's prompts of every update of an epoch, with their numbers."""
@@ -150,8 +152,11 @@ class Rollouts:
         """float32 [prompts, completions]: the weighted sum of the rewards of each completion."""
         samples = [sample for group in groups for sample in group]
         if not samples:
+            self.num_failed = 0
             return torch.zeros(0, self.run.args.num_generations)
+        before = sum(reward.num_failed for reward in self.own)
         totals, parts = judged(self.rewards, [one.completion for one in samples])
+        self.num_failed = sum(reward.num_failed for reward in self.own) - before
         for one, *values in zip(samples, *parts.values()):
             one.rewards = values
         return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
@@ -186,6 +191,9 @@ class Rollouts:
             "length": torch.tensor(sum(len(s.completion.ids) for s in samples) / completions),
             "truncated": torch.tensor(sum(s.completion.is_cut for s in samples) / completions),
         }
+        if self.own:
+            share = self.num_failed / len(self.own) / completions
+            figures["reward_failed"] = torch.tensor(share)
         if self.tools.functions:
             answers = [answer for s in samples for answer in tool_answers(s)]
             refused = sum(answer.startswith("error: ") for answer in answers)
