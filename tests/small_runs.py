@@ -85,13 +85,13 @@ def start(
 
 def run(
     script, out_dir: Path, *flags, processes: int = 1, max_restarts: int = 0,
-    expect: int | None = 0, folder: Path = REPOSITORY,
+    expect: int | None = 0, folder: Path = REPOSITORY, timeout: float = 300,
 ) -> str:  # fmt: skip
     """Run a script to its end; its output. `expect` is its exit status, None any."""
     process = start(
         script, out_dir, *flags, processes=processes, max_restarts=max_restarts, folder=folder
     )
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=timeout)
     assert expect is None or process.returncode == expect, output
     return output
 

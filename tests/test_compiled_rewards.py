@@ -52,13 +52,13 @@ def test_compiled_runs(tmp_path, flags, script):
     ]
     once = {"grpo": ["--inner_updates", 1], "ppo": ["--ppo_epochs", 1]}.get(script, [])
     run(script, tmp_path / "plain", *more)
-    run(script, tmp_path / "compiled", *more, "--compile")
+    run(script, tmp_path / "compiled", *more, "--compile", timeout=900)
     found, expected = figures(tmp_path / "compiled"), figures(tmp_path / "plain")
     assert [line["step"] for line in found] == [0, 1, 2, 2]
     for a, b in zip(found, expected, strict=True):
         assert a == pytest.approx(b, rel=1e-2, abs=1e-4)
     if once:
-        run(script, tmp_path / "once", *more, *once, "--compile", "--max_steps", 1)
+        run(script, tmp_path / "once", *more, *once, "--compile", "--max_steps", 1, timeout=900)
         line = figures(tmp_path / "once")[1]
         assert line["clipped"] == 0 and line["gap"] < 1e-5
         assert line.get("drift", 0) == 0 and abs(line.get("kl", 0)) < 1e-6

@@ -147,7 +147,8 @@ class RunLog:
             self.wandb.log(values | speeds, step=step)
         parts = [f"{k} {_short(v)}" for k, v in values.items() if k not in NOT_PRINTED]
         if speed:
-            parts.append(f"{speeds[f'{speed}_per_s']:,.0f} {speed}/s")
+            rate = speeds[f"{speed}_per_s"]
+            parts.append(f"{rate:,.{2 if rate < 10 else 0}f} {speed}/s")
             if self.flops:
                 parts.append(f"MFU {speeds['mfu']:.0%}")
             if "sampling_s" in speeds:
