@@ -27,7 +27,9 @@ from training.completions import Sample, Tools, decoding_copy, sample
 from training.distributed import sum_over_ranks
 from training.losses import in_chunks
 
-ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
+# completions of the longest kind; of these lengths the one that leaves the least room unfilled is
+# taken: shorter rows hold more prompts twice, longer ones make attention dearer
+ROW_OF = range(4, 9)
 SHOWN = 3  # held-out completions that a log line is followed by
 
 
@@ -204,11 +206,14 @@ class Rollouts:
         lengths = [len(s.ids) for s in samples]
         T, B = args.max_seq_len, args.batch_size
         is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
+        choices = {T}
         if not is_compiled:
             longest = max(map(sum, zip(before, lengths)), default=8)
-            T = min(T, -(-ROW_OF * longest // 64) * 64)
+            choices = {min(T, -(-of * longest // 16) * 16) for of in ROW_OF}
+        rows_by_length = {T: rows_of_groups(prompts, before, lengths, T) for T in sorted(choices)}
+        T, arranged = min(rows_by_length.items(), key=lambda item: item[0] * len(item[1]))
+        if not is_compiled:
             B = B * args.max_seq_len // T
-        arranged = rows_of_groups(prompts, before, lengths, T)
         count = torch.tensor(max(1, -(-len(arranged) // B)), device=run.device)  # micro-batches
         if run.ranks.is_distributed:
             dist.all_reduce(count, dist.ReduceOp.MAX)
