@@ -46,7 +46,7 @@ class Rows:
     advantages    float32 [n], those of a token's completion
     weights       float32 [n], what a token counts in the loss: parts of a mean over all the update
     sampled       float32 [n]: log-probabilities as the sampler had them
-    share         of the tokens of the update, over all ranks, that are in here
+    share         of the tokens in rows of the update, over all ranks, that are in here
     figures       parts of what is logged of the update; they add up over micro-batches and ranks
     old           float32 [n]: log-probabilities in the first of the inner updates; None before
     reference     float32 [n]: those under the reference, where there is one
@@ -159,12 +159,16 @@ class Rollouts:
         return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
 
     def rows(
-        self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable
+        self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable,
+        without_zeros: bool = False,
     ) -> list[Rows]:  # fmt: skip
         """An update's completions as micro-batches, equally many on every rank.
 
         rewards, advantages                              [prompts, completions]
         weights_of(lengths, completions, tokens, args)   what a token of each completion counts
+        without_zeros                                    completions whose advantage is 0 are in no
+                                                         row: without a KL they have no gradient
+                                                         (but for the experts' auxiliary loss)
         """
         run, args = self.run, self.run.args
         samples = [sample for group in groups for sample in group]
@@ -172,11 +176,13 @@ class Rollouts:
         told = [sample for sample, is_in in zip(samples, is_told) if is_in]
         of_told = advantages.flatten()[torch.tensor(is_told, dtype=torch.bool)]
         lengths = torch.tensor([len(s.completion.ids) for s in told], dtype=torch.float32)
-        mine = [lengths.sum(), len(samples), len(groups)]
+        is_in = (of_told != 0) | (not without_zeros) | run.config.use_moe
+        mine = [lengths.sum(), lengths[is_in].sum(), len(samples), len(groups)]
         counts = torch.tensor(mine, dtype=torch.float64, device=run.device)
-        tokens, completions, prompts = sum_over_ranks(counts).tolist()
+        tokens, in_rows, completions, prompts = sum_over_ranks(counts).tolist()
         weights = weights_of(lengths, completions, max(tokens, 1), args)
-        batches = self._packed(told, of_told, weights, max(tokens, 1))
+        told = [sample for sample, is_one in zip(told, is_in.tolist()) if is_one]
+        batches = self._packed(told, of_told[is_in], weights[is_in], max(in_rows, 1))
         names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
         parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
         spread = rewards.std(-1)  # of each group
