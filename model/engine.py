@@ -420,8 +420,8 @@ class Engine:
                 self.config.vocab_size, self.device, matcher,
             )  # fmt: skip
             self.reading.append(row)
-            if known == len(prompt) - 1 and not request.prompt_logprobs:
-                self._begin_answer(row)  # the one token left is read as an answer's are
+            if 0 < known == len(prompt) - 1:  # the one token left is read as an answer's are
+                self._begin_answer(row)
 
     def _longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
         """The row that begins with the most tokens of the prompt, how many, and how many soon.
