@@ -10,7 +10,7 @@ from dataset.chat import stop_ids
 from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
-from model.engine import Request
+from model.request import Request
 from model.sampling import Sampling
 from tasks.rewards import make_rewards
 from tasks.task import Prompt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import traceback
@@ -21,6 +20,7 @@ from model.lora import LoRAConfig, default_targets
 from training import run_lock, run_log
 from training.compute import DTYPES, LONG_RUN
 from training.distributed import shutdown
+from training.faults import fault_in_words
 from training.lr_schedule import SCHEDULES
 from training.terminal import forgive_encodings
 
@@ -347,28 +347,6 @@ def in_range(low: float, high: float, or_zero: bool = False) -> Callable[[str], 
     return number
 
 
-def check_weights(paths: list, weights: list[float]):
-    """--data_weights: ValueError unless there is one for each file, and each file once."""
-    if len(paths) != len(weights):
-        raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
-    resolved = [Path(path).resolve() for path in paths]
-    for path, place in zip(paths, resolved):
-        if (times := resolved.count(place)) > 1:
-            total = sum(weight for other, weight in zip(resolved, weights) if other == place)
-            raise ValueError(
-                f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
-                "in --data_weights"
-            )
-
-
-def write_args(out_dir: Path, args: argparse.Namespace, **more):
-    """args.json: every resolved flag and what else is needed to repeat the run."""
-    content = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    content |= more | {"torch": torch.__version__, "command": sys.argv}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "args.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
-
-
 def run(main: Callable[[], int | None]):
     """Call a script's main() and exit with the status that it returns, if that is not 0 or None.
 
@@ -399,16 +377,11 @@ def run(main: Callable[[], int | None]):
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or that of a CPU's allocator
-        what = str(error).split("DefaultCPUAllocator: ")[-1].split(".")[0]
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in what:
+    except RuntimeError as error:
+        text = fault_in_words(error)
+        if text is None:
             raise
-        print(
-            f"error: out of memory ({what}): halve --batch_size and double "
-            "--accumulation_steps (the same update, but not with --cuda_graphs), or lower "
-            "--max_seq_len, or take a smaller model",
-            file=sys.stderr,
-        )
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

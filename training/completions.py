@@ -125,8 +125,9 @@ class Conversation:
     def let_tools_answer(self) -> bool:
         """Whether the turn was one of calls; then their answers stand behind it."""
         turn, tools = self.turns[-1], self.tools
-        is_over = not turn.ids or turn.ids[-1] != stop_ids(self.tokenizer)[0]
-        if is_over or not turn.calls or len(self.turns) >= tools.max_turns:
+        is_ended = turn.ids[-1:] == stop_ids(self.tokenizer)[:1]  # by the turn's end, no other
+        may_go_on = tools.functions and len(self.turns) < tools.max_turns
+        if not (turn.calls and is_ended and may_go_on):
             return False
         offered = {name: tools.functions[name] for name in names_of(self.prompt)
                    if name in tools.functions}  # fmt: skip
@@ -200,12 +201,14 @@ def sample(
 
     def ask(conversation: Conversation, seed: str, number: int):
         request = conversation.ask(ends, sampling, seed, number)
-        engine.add(request)
+        engine.add(request, as_next=bool(conversation.turns))
         asked[request] = conversation, seed, number
 
-    for number in range(count):
-        for group, seed in zip(groups, seeds, strict=True):
-            ask(group[number], seed, number)
+    together = max(1, max_running // count)  # prompts: a completion finds its prompt still there
+    for first in range(0, len(prompts), together):
+        for number in range(count):
+            for group, seed in list(zip(groups, seeds, strict=True))[first : first + together]:
+                ask(group[number], seed, number)
     while engine.has_work and not (is_over is not None and is_over()):
         for drawn in engine.step():
             conversation, seed, number = asked[drawn.request]
