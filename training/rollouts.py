@@ -91,9 +91,10 @@ def token_log_probs(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tens
     """
 
     def both(logits: Tensor, Y: Tensor) -> Tensor:  # [n, 2]
-        scores = (logits.float() / temperature).log_softmax(-1)  # [n, V]
+        scaled = logits.float() if temperature == 1 else logits.float() / temperature
+        scores = scaled.log_softmax(-1)  # [n, V]
         with torch.no_grad():
-            entropy = -(scores.exp() * scores).sum(-1)
+            entropy = -scores.exp().mul_(scores).sum(-1)
         return torch.stack((scores.gather(1, Y[:, None])[:, 0], entropy), -1)
 
     return in_chunks(both, logits, Y).unbind(-1)
