@@ -3,15 +3,21 @@
     python benchmarks/bench_grpo.py                        # out/full_sft, the demo's sums
     python benchmarks/bench_grpo.py --model Qwen3-0.6B --max_new_tokens 128 --dtype bfloat16
 
-Both sides open one folder and take the same prompts in turns: as many prompts, completions of each
-and tokens at most in an update, the same threads, precision and loss (grpo, no KL). Sampling is
-drawn anew on each side, so lengths differ a little; told are the seconds of an update and those of
-a thousand tokens of completions. Medians over the updates after the first. Last comes a JSON line.
+Both sides open one folder and take the same prompts, each once: as many prompts, completions of
+each and tokens at most in an update, the same threads, precision and loss (grpo, no KL). Rewards
+are random numbers, so that every group has spread and every completion a gradient. Sampling is
+drawn anew on each side, so lengths differ a little; told are the seconds of an update, and those of
+a thousand tokens of completions. Ours come first, then trl's, medians over the updates after the
+first two, in which libraries warm up. Last comes a JSON line.
+
+In bfloat16 our products are computed by autocast over float32 weights. trl has --trl_weights:
+float32 (the same) or bfloat16 (all of it, its optimizer's moments included), whichever is faster.
 """
 
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -32,6 +38,14 @@ from training.terminal import forgive_encodings
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# what rewards are does not matter here, but that they differ within every group
+REWARD = """import random
+def score(completions):
+    return [random.random() for _ in completions]
+"""
+SKIPPED = 2  # updates
+
+
 def parse_args():
     kind = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=kind)
@@ -41,18 +55,22 @@ def parse_args():
     add("--num_generations", type=int, default=8, help="completions of a prompt")
     add("--max_new_tokens", type=int, default=64, help="longest completion, in tokens")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="precision")
-    add("--updates", type=int, default=4, help="of each side, the first of which is left out")
+    add("--trl_weights", choices=["float32", "bfloat16"], default="bfloat16",
+        help="precision of trl's weights with --dtype bfloat16")  # fmt: skip
+    add("--updates", type=int, default=7, help="of each side, the first two of which are left out")
     add("--threads", type=int, default=torch.get_num_threads(), help="threads of each side")
     return parser.parse_args()
 
 
 def ours(args, folder: Path, data: Path) -> list[tuple[float, float]]:
     """(seconds, tokens of completions) of every update."""
-    out = data.parent / "ours"
+    out, reward = data.parent / "ours", data.parent / "reward.py"
+    reward.write_text(REWARD, "utf-8")
     command = [sys.executable, ROOT / "train_grpo.py", "--init_from", folder, "--data_path", data,
                "--val_fraction", 0, "--batch_size", args.prompts, "--max_steps", args.updates,
                "--num_generations", args.num_generations, "--max_new_tokens", args.max_new_tokens,
                "--dtype", args.dtype, "--log_interval", 1, "--out_dir", out, "--no-compile",
+               "--reward", f"{reward}:score",
                "--save_interval", 10**6, "--cache_dir", data.parent / "cache"]  # fmt: skip
     environment = {"OMP_NUM_THREADS": str(args.threads)}
     subprocess.run(list(map(str, command)), check=True, env=os.environ | environment,
@@ -81,10 +99,11 @@ def theirs(args, folder: Path, data: Path) -> list[tuple[float, float]]:
 
     def reward(completions, completion_ids, **_):
         lengths.append(sum(map(len, completion_ids)))
-        return [float(len(ids) % 3) for ids in completion_ids]
+        return [random.random() for _ in completion_ids]
 
     lengths: list[int] = []
-    dtype = getattr(torch, args.dtype)
+    autocast = args.dtype == "bfloat16" and args.trl_weights == "float32"
+    dtype = torch.float32 if autocast else getattr(torch, args.dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -92,8 +111,9 @@ def theirs(args, folder: Path, data: Path) -> list[tuple[float, float]]:
         model, reward_funcs=reward, processing_class=tokenizer, callbacks=[Clock()],
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         args=GRPOConfig(
-            output_dir=str(data.parent / "trl"), use_cpu=not torch.cuda.is_available(), bf16=False,
-            report_to="none", gradient_checkpointing=False, loss_type="grpo", beta=0.0,
+            output_dir=str(data.parent / "trl"), use_cpu=not torch.cuda.is_available(),
+            bf16=autocast, report_to="none", gradient_checkpointing=False, loss_type="grpo",
+            beta=0.0,
             per_device_train_batch_size=args.prompts * args.num_generations, save_strategy="no",
             num_generations=args.num_generations, max_completion_length=args.max_new_tokens,
             max_steps=args.updates, logging_steps=10**6, disable_tqdm=True, learning_rate=1e-6,
@@ -111,11 +131,12 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "prompts.jsonl"
         prompts, _ = demo_sums(load_tokenizer(folder))
+        prompts = prompts[: args.prompts * args.updates]
         records = [{"question": p.text, "answer": p.answer} for p in prompts]
         data.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
         result = {}
         for name, side in (("ours", ours), ("trl", theirs)):
-            updates = side(args, folder, data)[1:]
+            updates = side(args, folder, data)[SKIPPED:]
             seconds = statistics.median(s for s, _ in updates)
             per_thousand = statistics.median(1000 * s / n for s, n in updates)
             result[name] = {"update_s": seconds, "s_per_1000_tokens": per_thousand}

@@ -330,6 +330,8 @@ class Engine:
                 self.config.vocab_size, self.device, matcher,
             )  # fmt: skip
             self.reading.append(row)
+            if 0 < known == len(prompt) - 1:  # the one token left is read as an answer's are
+                self._begin_answer(row)
 
     def _longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
         """The row that begins with the most tokens of the prompt, how many, and how many soon.
@@ -340,7 +342,9 @@ class Engine:
         width = len(prompt) - 1
         rows = self.rows
         held = np.array([row.length for row in rows])  # [R]
-        coming = np.array([len(row.request.prompt) if row in self.reading else 0 for row in rows])
+        coming = np.zeros_like(held)
+        for row in self.reading:
+            coming[rows.index(row)] = len(row.request.prompt)
         differs = self.ids[:, :width] != prompt[:width]  # [R, width]
         same = np.where(differs.any(1), differs.argmax(1), width) if width else 0 * held
         known = np.minimum(same, held)
@@ -348,7 +352,7 @@ class Engine:
         return best, int(known[best]), int(np.minimum(same, coming).max())
 
     def _begin_answer(self, row: Row):
-        """A prompt has been read: its row becomes the last of those being answered."""
+        """A prompt is read, but for one token at most: its row becomes the last being answered."""
         self.reading.remove(row)
         self._swap(self.rows.index(row), self.answering)
         self.answering += 1

@@ -265,6 +265,58 @@ def test_a_prompt_in_a_row_once_is_as_good_as_before_each_completion(tokenizer, 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo"])
+def test_what_has_no_advantage_has_no_gradient(tokenizer, rollouts, loss):
+    """Left out or not, loss and gradient are the same, also in a second inner update.
+
+    What is left counts no more than before; of means over tokens it is all.
+    """
+    made = rollouts(model_of("dense"), loss=loss, max_new_tokens=9)
+    groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+    made.judge(groups)
+    rewards = torch.arange(20.0).view(5, 4) % 7
+    rewards[1] = rewards[4] = 1.0
+    rewards[2] = torch.tensor([0.0, 1.0, 2.0, 1.0])  # two are as good as their group
+    advantages, model, told = group_advantages(rewards, made.run.args), made.run.model, []
+    for without_zeros in (False, True):
+        batches = made.rows(groups, rewards, advantages, token_weights, without_zeros)
+        model.zero_grad()
+        total, share = 0.0, 0.0
+        for rows in batches:
+            log_probs, _ = token_log_probs(model(**rows.inputs)[0], rows.Y, 1.0)
+            rows.old = log_probs.detach() - 0.1
+            losses, _ = policy_loss(log_probs, rows, made.run.args)
+            total = total + (losses * rows.weights).sum()
+            share += rows.means({"one": torch.ones(len(rows.Y))})["one"].item()
+        total.backward()
+        assert share == pytest.approx(1.0)
+        tokens = sum(len(rows.Y) for rows in batches)
+        told.append((tokens, total.item(), [p.grad.clone() for p in model.parameters()]))
+    (all_tokens, a, grads_a), (tokens, b, grads_b) = told
+    lengths = torch.tensor([[len(s.ids) for s in group] for group in groups])
+    assert tokens == int(lengths[advantages != 0].sum()) < 0.7 * all_tokens
+    assert a == pytest.approx(b, abs=1e-6)
+    torch.testing.assert_close(grads_a, grads_b, rtol=1e-4, atol=1e-6)
+
+
+def test_groups_without_spread_alone_make_an_empty_update(tokenizer, rollouts):
+    """One micro-batch without tokens: a loss and a gradient of 0, and the figures of all."""
+    made = rollouts(model_of("dense"), max_new_tokens=9)
+    groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+    made.judge(groups)
+    rewards = torch.ones(5, 4)
+    (rows,) = made.rows(groups, rewards, 0 * rewards, token_weights, without_zeros=True)
+    log_probs, _ = token_log_probs(made.run.model(**rows.inputs)[0], rows.Y, 1.0)
+    rows.old = log_probs.detach()
+    losses, values = policy_loss(log_probs, rows, made.run.args)
+    loss = (losses * rows.weights).sum()
+    loss.backward()
+    assert loss.item() == 0 and len(rows.Y) == 0
+    assert all(p.grad is None or not p.grad.any() for p in made.run.model.parameters())
+    assert rows.figures["no_spread"].item() == 1 and rows.figures["reward"].item() == 1
+    assert not any(value.item() for value in rows.means(values).values())
+
+
 def test_completions_of_one_token(tokenizer, rollouts):
     """As many sequences as tokens: each has its own mean."""
     made = rollouts(model_of("dense"), loss="gspo", max_new_tokens=1)

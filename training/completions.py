@@ -194,7 +194,9 @@ def sample(
         [Conversation(tokenizer, prompt, tools, max_new_tokens) for _ in range(count)]
         for prompt in prompts
     ]
-    engine = Engine(model, max(1, min(max_running, len(prompts) * count)), 0, prompt_tokens=1024)
+    running = max(1, min(max_running, len(prompts) * count))
+    longest = max((len(prompt.ids) for prompt in prompts), default=1) + max_new_tokens
+    engine = Engine(model, running, 0, max_tokens=longest, prompt_tokens=1024)
     asked: dict[Request, tuple[Conversation, str, int]] = {}
 
     def ask(conversation: Conversation, seed: str, number: int):

@@ -27,7 +27,9 @@ from training.completions import Sample, Tools, decoding_copy, sample
 from training.distributed import sum_over_ranks
 from training.losses import in_chunks
 
-ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
+# completions of the longest kind; of these lengths the one that leaves the least room unfilled is
+# taken: shorter rows hold more prompts twice, longer ones make attention dearer
+ROW_OF = range(4, 9)
 SHOWN = 3  # held-out completions that a log line is followed by
 
 
@@ -44,7 +46,7 @@ class Rows:
     advantages    float32 [n], those of a token's completion
     weights       float32 [n], what a token counts in the loss: parts of a mean over all the update
     sampled       float32 [n]: log-probabilities as the sampler had them
-    share         of the tokens of the update, over all ranks, that are in here
+    share         of the tokens in rows of the update, over all ranks, that are in here
     figures       parts of what is logged of the update; they add up over micro-batches and ranks
     old           float32 [n]: log-probabilities in the first of the inner updates; None before
     reference     float32 [n]: those under the reference, where there is one
@@ -89,9 +91,10 @@ def token_log_probs(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tens
     """
 
     def both(logits: Tensor, Y: Tensor) -> Tensor:  # [n, 2]
-        scores = (logits.float() / temperature).log_softmax(-1)  # [n, V]
+        scaled = logits.float() if temperature == 1 else logits.float() / temperature
+        scores = scaled.log_softmax(-1)  # [n, V]
         with torch.no_grad():
-            entropy = -(scores.exp() * scores).sum(-1)
+            entropy = -scores.exp().mul_(scores).sum(-1)
         return torch.stack((scores.gather(1, Y[:, None])[:, 0], entropy), -1)
 
     return in_chunks(both, logits, Y).unbind(-1)
@@ -162,12 +165,16 @@ class Rollouts:
         return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
 
     def rows(
-        self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable
+        self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable,
+        without_zeros: bool = False,
     ) -> list[Rows]:  # fmt: skip
         """An update's completions as micro-batches, equally many on every rank.
 
         rewards, advantages                              [prompts, completions]
         weights_of(lengths, completions, tokens, args)   what a token of each completion counts
+        without_zeros                                    completions whose advantage is 0 are in no
+                                                         row: without a KL they have no gradient
+                                                         (but for the experts' auxiliary loss)
         """
         run, args = self.run, self.run.args
         samples = [sample for group in groups for sample in group]
@@ -175,11 +182,13 @@ class Rollouts:
         told = [sample for sample, is_in in zip(samples, is_told) if is_in]
         of_told = advantages.flatten()[torch.tensor(is_told, dtype=torch.bool)]
         lengths = torch.tensor([len(s.completion.ids) for s in told], dtype=torch.float32)
-        mine = [lengths.sum(), len(samples), len(groups)]
+        is_in = (of_told != 0) | (not without_zeros) | run.config.use_moe
+        mine = [lengths.sum(), lengths[is_in].sum(), len(samples), len(groups)]
         counts = torch.tensor(mine, dtype=torch.float64, device=run.device)
-        tokens, completions, prompts = sum_over_ranks(counts).tolist()
+        tokens, in_rows, completions, prompts = sum_over_ranks(counts).tolist()
         weights = weights_of(lengths, completions, max(tokens, 1), args)
-        batches = self._packed(told, of_told, weights, max(tokens, 1))
+        told = [sample for sample, is_one in zip(told, is_in.tolist()) if is_one]
+        batches = self._packed(told, of_told[is_in], weights[is_in], max(in_rows, 1))
         names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
         parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
         spread = rewards.std(-1)  # of each group
@@ -212,11 +221,14 @@ class Rollouts:
         lengths = [len(s.ids) for s in samples]
         T, B = args.max_seq_len, args.batch_size
         is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
+        choices = {T}
         if not is_compiled:
             longest = max(map(sum, zip(before, lengths)), default=8)
-            T = min(T, -(-ROW_OF * longest // 64) * 64)
+            choices = {min(T, -(-of * longest // 16) * 16) for of in ROW_OF}
+        rows_by_length = {T: rows_of_groups(prompts, before, lengths, T) for T in sorted(choices)}
+        T, arranged = min(rows_by_length.items(), key=lambda item: item[0] * len(item[1]))
+        if not is_compiled:
             B = B * args.max_seq_len // T
-        arranged = rows_of_groups(prompts, before, lengths, T)
         count = torch.tensor(max(1, -(-len(arranged) // B)), device=run.device)  # micro-batches
         if run.ranks.is_distributed:
             dist.all_reduce(count, dist.ReduceOp.MAX)
