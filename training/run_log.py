@@ -254,9 +254,9 @@ class RunLog:
 
         A run that has all it was to do has finished, whatever came during its last update.
         """
-        if step == self.total_steps and not self.state.eval_due:
-            stopped_by = 0
         if self.is_main:
+            if step == self.total_steps and not self.state.eval_due:
+                stopped_by = 0
             folder = self.path.parent
             name = signal.Signals(stopped_by).name if stopped_by else None
             ended = {"state": "stopped", "signal": name} if stopped_by else {"state": "finished"}
