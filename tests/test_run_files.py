@@ -474,6 +474,7 @@ def test_a_run_with_all_its_steps_has_finished(tmp_path, capsys):
         run = RunFolder("a", tmp_path / str(is_due))
         run.look()
         assert run.state() == expected
+    RunLog(tmp_path, 5, RunState(step=5), is_main=False).end(5, 0)  # of another rank: nothing
 
 
 def test_a_failure_is_recorded_with_its_reason(tmp_path, capsys):
