@@ -110,7 +110,7 @@ def test_a_stopped_run_goes_on(tmp_path, flags):
     [
         ["--learning_rate", 3e-3],
         ["--learning_rate", 3e-3, "--loss", "cispo", "--inner_updates", 2],
-        ["--learning_rate", 0.1, "--lora_rank", 8, "--lora_alpha", 64, "--loss", "dapo"],
+        ["--learning_rate", 0.1, "--lora_rank", 8, "--lora_alpha", 512, "--loss", "dapo"],
     ],
 )
 def test_it_learns(monkeypatch, tmp_path, flags, more):
