@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,11 @@ def run(
     process = start(
         script, out_dir, *flags, processes=processes, max_restarts=max_restarts, folder=folder
     )
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:  # it would go on without us
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert expect is None or process.returncode == expect, output
     return output
 
