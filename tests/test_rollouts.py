@@ -17,7 +17,7 @@ from tasks.task import Prompt
 from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
 from training import completions as completions_module
-from training.completions import sample
+from training.completions import decoding_copy, sample
 from training.distributed import Ranks
 from training.rollouts import Rollouts, sequence_means, token_log_probs
 
@@ -144,6 +144,17 @@ def test_sampling_uses_the_weights_of_this_step(tokenizer, rollouts, kind):
     assert said() == before
     made.run.step += 1  # and another step draws anew
     assert said() != before
+
+
+def test_a_copy_in_bfloat16_has_the_same_angles():
+    """Weights are rounded, rotary frequencies are not: far back a rounded one is another angle."""
+    run = run_of(model_of("dense"))
+    run.dtype = torch.bfloat16
+    fast = decoding_copy(run)
+    assert torch.equal(fast.inv_freq, run.model.inv_freq) and fast.inv_freq.dtype == torch.float32
+    assert not torch.equal(fast.inv_freq.bfloat16().float(), fast.inv_freq)
+    assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
 def test_a_shared_prompt_is_read_once(tokenizer, monkeypatch):
