@@ -11,12 +11,12 @@ own, on both sides; "groups": --num_generations have the same one, on our side.
 
 Updates: completions of two kinds, the demo's sums as the model answers them, and a mix of short and
 long ones, of random ids: lengths exp(N(ln 40, 0.8)), at most 256, prompts of 20 to 60 tokens. Once
-they are packed as train_grpo.py does it, those that are alike once; once they are padded as trl does
-it: one in a row, prompts filled up on the left and completions on the right, logits of all columns
-of completions. Model, loss, optimizer and precision are the same, micro-batches have at most
---micro_batch tokens, filling included, on both sides. Rewards differ with the text. Told are useful
-tokens/s: those of all completions. Both take turns; medians of --repeats rounds after a warm-up.
-Last comes a JSON line.
+they are packed as train_grpo.py does it, those that are alike once; once they are padded as trl
+does it: one in a row, prompts filled up on the left and completions on the right, logits of all
+columns of completions. Model, loss, optimizer and precision are the same, micro-batches have at
+most --micro_batch tokens, filling included, on both sides. Rewards differ with the text. Told are
+useful tokens/s: those of all completions. Both take turns; medians of --repeats rounds after a
+warm-up. Last comes a JSON line.
 """
 
 import argparse
