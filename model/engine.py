@@ -91,11 +91,10 @@ class Engine:
         return bool(self.running or self.waiting)
 
     def add(self, request: Request, as_next: bool = False):
-        """Put a request at the end of the queue, or as the next one where it goes on from another.
+        """Put a request at the end of the queue; as_next: at its beginning.
 
-        Raises ValueError for a prompt that is empty or too long.
-
-        A grammar that its matcher cannot be made of is told by a step: the request has failed.
+        Raises ValueError for a prompt that is empty or too long. A grammar that its matcher cannot
+        be made of is told by a step: the request has failed.
         """
         if request.grammar is not None and self.make_matcher is None:
             raise ValueError("this engine was not told how to make matchers of grammars")
