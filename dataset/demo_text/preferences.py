@@ -55,6 +55,11 @@ def _space(lang: str) -> str:
     return " " if lang == "en" else ""
 
 
+def kind_thanks(lang: str, plain: str) -> str:
+    """Return the preferred answer to thanks: the plain one and a kind sentence."""
+    return plain + _space(lang) + KIND_WORDS[lang]
+
+
 def bad_answer(rng: random.Random, lang: str, good: str, wrong: str) -> str:
     """Return a rejected answer: rude, repeating itself, or the given wrong one."""
     kind = below(rng, 4)
@@ -106,7 +111,7 @@ def _pair(kind: str, rng: random.Random, decks: QuestionDecks) -> dict:
     elif kind == "thanks":
         before = [decks.any() for _ in range(1 + below(rng, 2))]
         question, bad = pick(rng, identity.THANKS[lang])
-        good = bad + _space(lang) + KIND_WORDS[lang]
+        good = kind_thanks(lang, bad)
     elif kind in ("any", "identity"):
         question, good = decks.any() if kind == "any" else decks.about_me()
         bad = bad_answer(rng, lang, good, pick(rng, RUDE[lang]))
