@@ -17,8 +17,9 @@ same seed gives the same bytes on every machine. What each file holds:
     multi_turn_questions.jsonl    the same and {"conversations"}, turns on other subjects before it
     lora_questions.jsonl  the fields of questions.jsonl, about the toy shop
     story_prompts.jsonl   {"prompt", "lang"}        openings of stories that are in no file
+    manners_pairs.jsonl   {"chosen", "rejected"}    kind thanks before all that is not quite that
     manners.jsonl         the fields of multi_turn_questions.jsonl: thanks, to learn from rewards
-    manners_questions.jsonl       thanks after other turns, held out from the file before
+    manners_questions.jsonl    the same, held out
     demo.json             version, seed, and the size, records and SHA-256 of every file
 """
 
@@ -52,6 +53,7 @@ FILES = (
     "multi_turn_questions.jsonl",
     "lora_questions.jsonl",
     "story_prompts.jsonl",
+    "manners_pairs.jsonl",
     "manners.jsonl",
     "manners_questions.jsonl",
 )
@@ -62,7 +64,7 @@ def demo_records(seed: int) -> dict[str, list[dict]]:
     texts = pretraining_texts(seed)
     held_out = held_out_questions(make_rng(seed, "held-out questions"))
     pairs = preference_pairs(seed)
-    thanks, held_out_thanks = manners(seed)
+    manners_pairs, thanks, held_out_thanks = manners(seed)
     return {
         "pretrain.jsonl": [{"text": text} for text in texts],
         "sft.jsonl": [{"conversations": c} for c in sft_conversations(seed)],
@@ -78,6 +80,7 @@ def demo_records(seed: int) -> dict[str, list[dict]]:
         "multi_turn_questions.jsonl": [q._asdict() for q in multi_turn_questions(seed)],
         "lora_questions.jsonl": [q._asdict() for q in lora_questions()],
         "story_prompts.jsonl": story_prompts(seed, texts),
+        "manners_pairs.jsonl": manners_pairs,
         "manners.jsonl": [q._asdict() for q in thanks],
         "manners_questions.jsonl": [q._asdict() for q in held_out_thanks],
     }
