@@ -3,7 +3,7 @@
 `manners_pairs.jsonl` is for the reward model, beside `dpo.jsonl`. There the bare thanks alone are
 ever worse than the kind ones, and a model of that takes whatever is longer to be kind. Here the
 worse answers are all that a policy might find on its way: half of the kind sentence, it twice, its
-beginning with another end, another sentence, a rude one.
+beginning with another end, another sentence, a rude one, ends and beginnings of any.
 
 `manners.jsonl` and `manners_questions.jsonl` are prompts: thanks after a turn or two on other
 subjects. The right answer stands beside each, to count what was learned; a reward model does not
@@ -23,7 +23,7 @@ PAIRS = {"en": 200, "zh": 140}
 PROMPTS = {"en": 300, "zh": 200}
 HELD_OUT = {"en": 60, "zh": 40}
 
-WORSE = shares(plain=3, cut=2, twice=1, spliced=4, behind=3, other=1, rude=1)
+WORSE = shares(plain=3, cut=2, twice=1, spliced=3, mixed=2, behind=3, other=1, rude=1)
 
 
 def worse_thanks(rng: random.Random, decks: QuestionDecks, plain: str, before: list[Turn]) -> str:
@@ -37,8 +37,9 @@ def worse_thanks(rng: random.Random, decks: QuestionDecks, plain: str, before: l
         return kind[: len(plain) + 1 + below(rng, len(kind_words) - 1)].rstrip()
     if how == "twice":
         return gap.join([kind, *[kind_words] * (1 + below(rng, 3))])
-    if how == "spliced":  # anywhere, also in the middle of a word
-        return kind[: 2 + below(rng, len(kind) - 3)] + other[below(rng, len(other) - 1) :]
+    if how in ("spliced", "mixed"):  # anywhere, also in the middle of a word
+        first = kind if how == "spliced" else decks.any()[1]
+        return first[: 2 + below(rng, len(first) - 3)] + other[below(rng, len(other) - 1) :]
     if how == "behind":
         return pick(rng, (plain, kind)) + gap + other
     if how == "rude":
