@@ -19,9 +19,9 @@ from dataset.demo_text.conversations import messages
 from dataset.demo_text.preferences import KIND_WORDS, RUDE, kind_thanks, preference_pairs, space
 from dataset.demo_text.questions import QuestionDecks, Turn
 
-PAIRS = {"en": 200, "zh": 140}
-PROMPTS = {"en": 300, "zh": 200}
-HELD_OUT = {"en": 60, "zh": 40}
+PAIRS = {"en": 150, "zh": 250}  # a kind word in Chinese is learned more slowly
+PROMPTS = {"en": 250, "zh": 250}
+HELD_OUT = {"en": 50, "zh": 50}
 
 WORSE = shares(plain=3, cut=2, twice=1, spliced=3, mixed=2, behind=3, other=1, rude=1)
 
@@ -31,14 +31,18 @@ def worse_thanks(rng: random.Random, decks: QuestionDecks, plain: str, before: l
     lang = decks.lang
     kind, kind_words, gap = kind_thanks(lang, plain), KIND_WORDS[lang], space(lang)
     polite = [answer for _, answer in (*identity.GREETINGS[lang], *identity.FAREWELLS[lang][3:])]
-    other = pick(rng, (decks.any()[1], decks.about_me()[1], before[-1][1], pick(rng, polite)))
+
+    def another() -> str:
+        return pick(rng, (decks.any()[1], decks.about_me()[1], before[-1][1], pick(rng, polite)))
+
+    other = another()
     how = pick(rng, WORSE)
     if how == "cut":
         return kind[: len(plain) + 1 + below(rng, len(kind_words) - 1)].rstrip()
     if how == "twice":
         return gap.join([kind, *[kind_words] * (1 + below(rng, 3))])
     if how in ("spliced", "mixed"):  # anywhere, also in the middle of a word
-        first = kind if how == "spliced" else decks.any()[1]
+        first = kind if how == "spliced" else pick(rng, ("", plain + gap)) + another()
         return first[: 2 + below(rng, len(first) - 3)] + other[below(rng, len(other) - 1) :]
     if how == "behind":
         return pick(rng, (plain, kind)) + gap + other
