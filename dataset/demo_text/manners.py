@@ -23,7 +23,9 @@ PAIRS = {"en": 150, "zh": 250}  # a kind word in Chinese is learned more slowly
 PROMPTS = {"en": 250, "zh": 250}
 HELD_OUT = {"en": 50, "zh": 50}
 
-WORSE = shares(plain=3, cut=2, twice=1, spliced=3, mixed=2, behind=3, other=1, rude=1)
+WORSE = shares(
+    plain=3, cut=2, twice=1, slip=3, spliced=3, mixed=2, behind=3, other=1, rude=1
+)  # fmt: skip
 
 
 def worse_thanks(rng: random.Random, decks: QuestionDecks, plain: str, before: list[Turn]) -> str:
@@ -39,6 +41,10 @@ def worse_thanks(rng: random.Random, decks: QuestionDecks, plain: str, before: l
     how = pick(rng, WORSE)
     if how == "cut":
         return kind[: len(plain) + 1 + below(rng, len(kind_words) - 1)].rstrip()
+    if how == "slip":  # up to three letters missing, or some of another sentence in their place
+        at, there = len(plain) + below(rng, len(kind_words) - 2), below(rng, len(other) - 2)
+        wrong = pick(rng, ("", other[there : there + 1 + below(rng, 3)]))
+        return kind[:at] + wrong + kind[at + 1 + below(rng, 3) :]
     if how == "twice":
         return gap.join([kind, *[kind_words] * (1 + below(rng, 3))])
     if how in ("spliced", "mixed"):  # anywhere, also in the middle of a word
