@@ -19,7 +19,7 @@ from dataset.demo_text.conversations import messages
 from dataset.demo_text.preferences import KIND_WORDS, RUDE, kind_thanks, preference_pairs, space
 from dataset.demo_text.questions import QuestionDecks, Turn
 
-PAIRS = {"en": 150, "zh": 250}  # a kind word in Chinese is learned more slowly
+PAIRS = {"en": 110, "zh": 290}  # kind words in Chinese are learned more slowly
 PROMPTS = {"en": 250, "zh": 250}
 HELD_OUT = {"en": 50, "zh": 50}
 
