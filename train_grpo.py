@@ -17,6 +17,7 @@ import torch
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited
 from training import checkpoint, cli
+from training.completions import tools_of
 from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer, clip_gradients
 from training.policy import load_policy, load_reference, write_policy
@@ -105,7 +106,7 @@ def parts_of_the_loss(args) -> dict:
     args.epsilon_high = high if args.epsilon_high is None else args.epsilon_high
     names = (
         "loss", "beta", "epsilon", "epsilon_high", "inner_updates", "num_generations", "reward",
-        "scale_rewards", "temperature", "max_new_tokens", "mask_truncated",
+        "scale_rewards", "temperature", "max_new_tokens", "mask_truncated", "tools", "max_turns",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
@@ -128,8 +129,9 @@ def main():
     reference = load_reference(run) if args.beta else None
 
     # (5) the dataset: prompts; and how their completions are sampled and judged
-    dataset, val_dataset = prompt_datasets(args, tokenizer, run)
-    rollouts = Rollouts(run, tokenizer, rewards_of(run, tokenizer))
+    tools = tools_of(args, tokenizer)
+    dataset, val_dataset = prompt_datasets(args, tokenizer, run, tools)
+    rollouts = Rollouts(run, tokenizer, rewards_of(run), tools)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     loader = run.loader(dataset, val_dataset, dataset.num_prompts, "prompts")
@@ -167,7 +169,7 @@ def main():
             with run.gradient_sync():
                 # (12) forward, (13) the loss of every token, (14) the experts' auxiliary loss
                 with run.autocast:
-                    logits, aux_loss = parallel(rows.X, rows.document_ids, places=rows.places)
+                    logits, aux_loss = parallel(**rows.inputs)
                 log_probs, entropy = log_probs_of(logits, rows.Y, args.temperature)
                 if rows.old is None:  # the first of the inner updates
                     rows.old = log_probs.detach()

@@ -19,6 +19,7 @@ from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited, weights_sha256
 from training import checkpoint, cli
 from training.actor_critic import load_actor_critic, look_back, minibatches, write_actor_critic
+from training.completions import tools_of
 from training.distributed import sum_over_ranks
 from training.lr_schedule import learning_rate
 from training.optimizers import build_optimizer, clip_gradients
@@ -32,7 +33,7 @@ from training.scoring import rewards_of
 SEQ_LEN = 1024  # tokens of the longest prompt with its completion, and of a packed row
 IDENTITY = ("reward", "kl_coef", "gamma", "lam", "epsilon", "value_epsilon", "value_coef",
             "target_kl", "ppo_epochs", "minibatches", "num_generations", "temperature",
-            "max_new_tokens", "mask_truncated")  # fmt: skip
+            "max_new_tokens", "mask_truncated", "tools", "max_turns")  # fmt: skip
 
 
 def ppo_loss(log_probs, values, rows, old_values, returns, args):
@@ -106,8 +107,9 @@ def main():
     reference = load_reference(run) if args.kl_coef else None
 
     # (5) the dataset: prompts; and how their completions are sampled and judged
-    dataset, val_dataset = prompt_datasets(args, tokenizer, run)
-    rollouts = Rollouts(run, tokenizer, rewards_of(run, tokenizer))
+    tools = tools_of(args, tokenizer)
+    dataset, val_dataset = prompt_datasets(args, tokenizer, run, tools)
+    rollouts = Rollouts(run, tokenizer, rewards_of(run), tools)
 
     # (6) the loader: an order that depends on seed and epoch alone, shared out among the ranks
     loader = run.loader(dataset, val_dataset, dataset.num_prompts, "prompts")
@@ -151,7 +153,7 @@ def main():
             with run.gradient_sync():
                 # (12) forward, (13) the loss of every token, (14) the experts' auxiliary loss
                 with run.autocast:
-                    logits, values, aux_loss = parallel(rows.X, rows.document_ids, rows.places)
+                    logits, values, aux_loss = parallel(**rows.inputs)
                 log_probs, entropy = log_probs_of(logits, rows.Y, args.temperature)
                 losses, logged = ppo_loss(log_probs, values, rows, old_values, returns, args)
                 loss = (losses * rows.weights).sum() + aux_loss * rows.share

@@ -28,10 +28,11 @@ import transformers
 from benchmarks.where_time_goes import name_loops, profile_line, where_time_goes
 from model.config import PRESETS, LMConfig
 from model.decoding_layers import for_decoding
-from model.engine import Engine, Request
+from model.engine import Engine
 from model.generation import generate, generate_batch
 from model.hf_format import load_model, save_model
 from model.model import MiniMindLM
+from model.request import Request
 from model.sampling import Sampling
 from training.terminal import forgive_encodings
 

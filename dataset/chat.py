@@ -26,6 +26,7 @@ from dataset import chat_template
 from dataset.chat_turns import (
     ANSWER_OPENING,
     CALL,
+    CLOSING,
     END_CALL,
     END_THINK,
     IM_END,
@@ -35,6 +36,7 @@ from dataset.chat_turns import (
     answer_in_pieces,
     encode_sequences,
     training_in_pieces,
+    turns_of,
     walked,
 )
 from dataset.messages import normal_content
@@ -132,6 +134,25 @@ def answer_pieces(
     if found is None:
         raise ValueError("the chat template shows the answer otherwise than behind its prompt")
     return found
+
+
+def after_tools(
+    tokenizer: Tokenizer, messages: list[dict], tools: list | None, enable_thinking: bool = False
+) -> list[int]:
+    """The ids between an answer's last token and where the model speaks again: what tools answered.
+
+    messages: they end with the answer and with one or several of the role "tool". Raises ValueError
+    where the template has no place for that, or shows the answer otherwise from then on.
+    """
+    thinks = thinks_in(tokenizer, messages)
+    if thinks is None:
+        return chat_template.after_tools(tokenizer, messages, tools, enable_thinking)
+    first = max(i for i, message in enumerate(messages) if message["role"] != "tool") + 1
+    turns = turns_of(messages[first:], None, thinks)
+    pieces = [*CLOSING, *(piece for turn in turns for piece in turn.opening), *ANSWER_OPENING]
+    pieces += NO_THOUGHTS * (thinks and not enable_thinking)
+    ids, _, _ = encode_sequences(tokenizer, [InPieces(pieces, [0] * len(pieces), [])])
+    return ids.tolist()
 
 
 def can_think(tokenizer: Tokenizer) -> bool:

@@ -64,6 +64,22 @@ def answer(
     return None
 
 
+def after_tools(
+    tokenizer: Tokenizer, messages: list[dict], tools: list | None, enable_thinking: bool
+) -> list[int]:
+    """What `chat.after_tools` says, for any template."""
+    render = _Renderer(tokenizer, messages, tools)
+    answer = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    before, _, end = _answer(render, answer)
+    ids = render.ids(render(len(messages), True, enable_thinking))
+    if ids[:end] != before[:end]:
+        raise ValueError(
+            f"the chat template of {tokenizer.folder} shows an answer otherwise once a tool has "
+            "answered"
+        )
+    return ids[end:]
+
+
 @lru_cache
 def _check_generation_prompt(tokenizer: Tokenizer, template: str) -> None:
     """ValueError if answers would begin with a header that belongs into a generation prompt."""

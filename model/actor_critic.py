@@ -25,13 +25,14 @@ class ActorCritic(MiniMindLM):
         super().__init__(config)
         self.critic = RewardModel(config)
 
-    def forward(self, input_ids: Tensor, document_ids: Tensor, places: Tensor | None = None):
+    def forward(self, input_ids: Tensor, document_ids: Tensor, places=None, prefixes=None):
         """(logits, aux_loss) as MiniMindLM's; with places: logits [n, V], values [n], aux_loss.
 
         The auxiliary losses of both are added up.
         """
-        logits, aux_loss = super().forward(input_ids, document_ids, places=places)
-        values, critic_aux_loss = self.critic(input_ids, document_ids, places=places)
+        of = {"places": places, "prefixes": prefixes}
+        logits, aux_loss = super().forward(input_ids, document_ids, **of)
+        values, critic_aux_loss = self.critic(input_ids, document_ids, **of)
         if places is None:  # as memory is tried: the critic has a part in the loss
             return logits + 0 * values, aux_loss + critic_aux_loss
         return logits, values[:, 0], aux_loss + critic_aux_loss

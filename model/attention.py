@@ -47,12 +47,15 @@ class PackedRows(NamedTuple):
     blocks  flex_attention's list of the blocks to compute; None: another kernel is used
     bounds  int32 [N + 1], where each document begins in the rows laid end to end, filled up with
             B·T; None: another kernel than flash-attn's is used
+    prefixes  int64 [B, T], the number of the document that a token's own one continues, which is
+            looked at as well; its own number where there is none. None: there is none anywhere
     """
 
     runs: Tensor
     mask: Tensor | None
     blocks: BlockMask | None = None
     bounds: Tensor | None = None
+    prefixes: Tensor | None = None
 
 
 def document_starts(document_ids: Tensor) -> Tensor:
@@ -66,21 +69,36 @@ def document_starts(document_ids: Tensor) -> Tensor:
 
 
 def packed_rows(
-    document_ids: Tensor, documents_per_row: int | None = None, blocks: bool = True
-) -> PackedRows:
+    document_ids: Tensor, documents_per_row: int | None = None, blocks: bool = True,
+    prefixes: Tensor | None = None,
+) -> PackedRows:  # fmt: skip
     """What attention needs to know of document_ids [B, T], made once for all layers.
 
     documents_per_row: no row has more runs of equal ids. Not None: for flash-attn. blocks: compiled
-    for CUDA, for flex_attention.
+    for CUDA, for flex_attention. prefixes [B, T]: ids of the documents that are continued, then no
+    id may come back later in a row, and flash-attn is not used.
     """
-    runs = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
-    if documents_per_row is not None:
-        return PackedRows(runs, None, bounds=document_bounds(runs, documents_per_row))
-    same = runs[:, None, :, None] == runs[:, None, None, :]  # [B, 1, T, T]
+    if prefixes is not None:
+        runs = document_ids
+    else:
+        runs = document_starts(document_ids).cumsum(1)  # [B, T]; an id may come back later
+        if documents_per_row is not None:
+            return PackedRows(runs, None, bounds=document_bounds(runs, documents_per_row))
     T = runs.shape[1]
-    mask = same & torch.ones(T, T, dtype=torch.bool, device=runs.device).tril()
+    causal = torch.ones(T, T, dtype=torch.bool, device=runs.device).tril()
+    mask = same_document(runs, runs, prefixes)[:, None] & causal  # [B, 1, T, T]
     blocks = blocks and torch.compiler.is_compiling() and runs.is_cuda
-    return PackedRows(runs, mask, document_blocks(runs) if blocks else None)
+    blocks = document_blocks(runs, prefixes) if blocks else None
+    return PackedRows(runs, mask, blocks, prefixes=prefixes)
+
+
+def same_document(queries: Tensor, keys: Tensor, prefixes: Tensor | None) -> Tensor:
+    """Whether a query's document, or the one that it continues, is a key's: bool [B, Q, S].
+
+    queries, prefixes [B, Q] and keys [B, S]: numbers of documents as in PackedRows.
+    """
+    same = queries[:, :, None] == keys[:, None]
+    return same if prefixes is None else same | (prefixes[:, :, None] == keys[:, None])
 
 
 def flash_attn_serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -126,11 +144,13 @@ def document_bounds(runs: Tensor, documents_per_row: int) -> Tensor:
     return bounds.int()
 
 
-def document_blocks(runs: Tensor) -> BlockMask:
+def document_blocks(runs: Tensor, prefixes: Tensor | None = None) -> BlockMask:
     """Which blocks of 128 × 128 pairs have any that may look at each other, from runs [B, T]."""
+    continued = runs if prefixes is None else prefixes
 
     def visible(b, _head, query, key):
-        return (query >= key) & (runs[b, query] == runs[b, key])
+        same = (runs[b, query] == runs[b, key]) | (continued[b, query] == runs[b, key])
+        return (query >= key) & same
 
     B, T = runs.shape
     return create_block_mask(visible, B, None, T, T, device=runs.device)
@@ -147,7 +167,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
     if torch.compiler.is_compiling() and q.device.type == "cpu" and (packed or mask is None):
         T, S = q.shape[2], k.shape[2]
         if 1 < T == S <= LONGEST_BLOCKWISE:
-            return blockwise_attention(q, k, v, mask.runs if packed else None)
+            return blockwise_attention(q, k, v, *((mask.runs, mask.prefixes) if packed else ()))
     if packed and mask.blocks is not None:
         q, k = q.to(v.dtype), k.to(v.dtype)
         return flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=True)
@@ -226,11 +246,13 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
     return y.view(B, T, -1, D).transpose(1, 2)
 
 
-def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None = None) -> Tensor:
+def blockwise_attention(
+    q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None = None, prefixes: Tensor | None = None
+) -> Tensor:
     """Causal attention in plain products, one block of queries after the other.
 
     q [B, A, T, D], k and v [B, K, T, D] → [B, A, T, D] in v's dtype. runs int64 [B, T]: tokens look
-    at equal numbers only. None: every row is one document.
+    at equal numbers only, and at their prefixes. None: every row is one document.
 
     A block's queries see the keys up to its own end, so nearly half of the square of scores is
     never computed. Sums are in float32. Compiled, what lies between two products is one loop over
@@ -240,7 +262,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None = N
     # the A / K query heads that share a key head lie side by side: keys are not copied for each
     q = (q * D**-0.5).to(v.dtype).reshape(B * K, A // K, T, D)
     k, v = k.to(v.dtype).reshape(B * K, T, D), v.reshape(B * K, T, D)
-    return BlockwiseAttention.apply(q, k, v, runs).view(B, A, T, D)
+    return BlockwiseAttention.apply(q, k, v, runs, prefixes).view(B, A, T, D)
 
 
 class BlockwiseAttention(torch.autograd.Function):
@@ -252,14 +274,15 @@ class BlockwiseAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, runs, prefixes) -> Tensor:
         (H, G, T, D), y, saved = q.shape, [], []
         index = torch.arange(T, device=q.device)
         for start, end in query_blocks(T):
             scores = torch.bmm(_rows(q, start, end), k[:, :end].transpose(1, 2)).float()
             visible = index[start:end, None] >= index[:end]  # [block, end]
             if runs is not None:
-                same = runs[:, start:end, None] == runs[:, None, :end]  # [B, block, end]
+                continued = None if prefixes is None else prefixes[:, start:end]
+                same = same_document(runs[:, start:end], runs[:, :end], continued)
                 visible = (visible & same).repeat_interleave(H // len(runs), dim=0)[:, None]
             scores = scores.view(H, G, end - start, end).masked_fill(~visible, float("-inf"))
             scores = scores.view(H, -1, end)  # [H, G·block, end]
@@ -290,7 +313,7 @@ class BlockwiseAttention(torch.autograd.Function):
         dk = [sum(part[:, a:b].float() for part in dk[i:]) for i, (a, b) in enumerate(blocks)]
         dv = [sum(part[:, a:b].float() for part in dv[i:]) for i, (a, b) in enumerate(blocks)]
         dk, dv = torch.cat(dk, dim=1).to(k.dtype), torch.cat(dv, dim=1).to(v.dtype)
-        return torch.cat(dq, dim=2), dk, dv, None
+        return torch.cat(dq, dim=2), dk, dv, None, None
 
 
 def one_token_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

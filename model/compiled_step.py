@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from model.compiler_cache import remove_unfinished
 from model.generation import KVCache, device_and_dtype, next_logits
 from model.model import MiniMindLM
 
@@ -28,6 +29,7 @@ def compiled_next_logits(model: MiniMindLM) -> Callable[[MiniMindLM, Tensor, KVC
     the ones that were compiled takes a good part of a small model's step, and is left out.
     """
     if model not in _compiled_steps:
+        remove_unfinished()
         options = {}
         if not model.config.use_moe:  # the chosen experts split the step, and the parts do ask
             options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe

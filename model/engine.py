@@ -21,8 +21,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,72 +28,14 @@ from torch import Tensor
 
 from model.compiled_step import compiled_next_logits, fix_shapes
 from model.generation import KVCache, device_and_dtype, room_after
+from model.log_probs import log_probs_of, look_at_prompt, told_of, wanted_places
 from model.model import MiniMindLM
-from model.sampling import Draws, Matcher, Sampler, Sampling
+from model.request import Drawn, Request
+from model.sampling import Draws, Matcher, Sampler
 from model.step_cache import Piece, StepCache
 
 GROWTH = 256  # tokens; rows grow by multiples of it
 WORTH_WAITING = 16  # tokens of a prompt that another one, being read, will soon have in common
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt, how it is to be answered, and what has become of it.
-
-    prompt            ids, at least one
-    max_new_tokens    longest answer; 0 is allowed where only the prompt is to be looked at
-    stop_ids          the answer ends with any of these, which is its last token then
-    seed, number      as in `sampling.uniforms`; the answer is that of `generate` with this seed
-    logprobs          also tell the log-probability (nats) of every token of the answer, and of so
-                      many of the likeliest; None: not asked for
-    prompt_logprobs   … and of the prompt's tokens from the second on
-    as_drawn          log-probabilities under the distribution that was drawn from (penalties, bias,
-                      temperature; not the filters) in place of the model's own
-    grammar           what the engine's make_matcher is to make a Matcher of: the answer follows it
-
-    tokens            the answer so far
-    ending            "stop" (a stop id), "length", "cancelled" or "failed"; "" while it goes on
-    failure           why it has failed: what its matcher raised
-    prompt_tops       with prompt_logprobs, once the prompt was read: a LogProb for each of its
-                      tokens but the first
-    cached            tokens of the prompt that did not have to be computed
-    """
-
-    prompt: list[int]
-    max_new_tokens: int
-    stop_ids: frozenset[int] | set[int] = frozenset()
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int | None = None
-    number: int = 0
-    logprobs: int | None = None
-    prompt_logprobs: bool = False
-    as_drawn: bool = False
-    grammar: str | None = None
-
-    tokens: list[int] = field(default_factory=list)
-    ending: str = ""
-    failure: str = ""
-    prompt_tops: list[LogProb] = field(default_factory=list)
-    cached: int = 0
-
-
-class LogProb(NamedTuple):
-    """Log-probabilities at one place, in nats: of the token there, and of the likeliest ones."""
-
-    token: float
-    likeliest: list[tuple[int, float]]  # (id, log-probability), the likeliest first
-
-
-class Drawn(NamedTuple):
-    """What a step made: one more token of a request, or (token None) the end of one without any.
-
-    last: whether the request has ended with it.
-    """
-
-    request: Request
-    token: int | None
-    logprob: LogProb | None
-    last: bool
 
 
 class Row:
@@ -150,8 +90,10 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
-    def add(self, request: Request):
-        """Put a request in the queue. Raises ValueError for a prompt that is empty or too long.
+    def add(self, request: Request, as_next: bool = False):
+        """Put a request at the end of the queue, or as the next one where it goes on from another.
+
+        Raises ValueError for a prompt that is empty or too long.
 
         A grammar that its matcher cannot be made of is told by a step: the request has failed.
         """
@@ -164,7 +106,7 @@ class Engine:
                 f"{self.max_tokens} here, answer included"
             )
         request.max_new_tokens = min(request.max_new_tokens, room)
-        self.waiting.append(request)
+        (self.waiting.appendleft if as_next else self.waiting.append)(request)
 
     def cancel(self, request: Request):
         """End a request now, wherever it is; no step tells of it any more."""
@@ -245,7 +187,7 @@ class Engine:
             is_last = piece.end == len(row.request.prompt)
             count = len(wanted_places(row.request, piece))
             if row.request.prompt_logprobs:
-                self._look_at_prompt(row, piece, logits[at : at + count])
+                look_at_prompt(row.request, piece, logits[at : at + count])
             at += count
             if is_last:
                 last.append(at - 1)
@@ -303,10 +245,11 @@ class Engine:
             self.sampler = Sampler([row.draws for row in rows], self.device)
         for row in rows:
             self._trying(row.request, row.draws.look_ahead)
-        told = self._told_of(logits)
+        requests = [row.request for row in rows]
+        told = told_of(requests, self.sampler, logits)
         drawn = []
         tokens = self.sampler.next(logits)
-        logprobs = self._log_probs(told, tokens)
+        logprobs = log_probs_of(requests, told, tokens)
         for i, (row, token) in enumerate(zip(rows, tokens)):
             request = row.request
             if row.draws.matcher is not None and not request.ending:
@@ -330,33 +273,6 @@ class Engine:
             self._release(row)
         return drawn
 
-    def _told_of(self, logits: Tensor) -> Tensor | None:
-        """Logits [n, V] whose log-probabilities are asked for: as drawn or the model's own.
-
-        To be called before a draw changes the penalties; None where nobody asks.
-        """
-        requests = [row.request for row in self.rows[: self.answering]]
-        as_drawn = [r.as_drawn and r.logprobs is not None for r in requests]
-        if any(as_drawn):
-            scaled = self.sampler.penalised(logits) / self.sampler.temperature
-            if all(as_drawn):
-                return scaled
-            chosen = torch.tensor(as_drawn, device=self.device)[:, None]  # [n, 1]
-            return torch.where(chosen, scaled, logits.float())
-        return logits if any(r.logprobs is not None for r in requests) else None
-
-    def _log_probs(self, told: Tensor | None, tokens: list[int]) -> dict[int, LogProb]:
-        """By row, of those whose requests ask for it; told [n, V] of `_told_of`."""
-        asked: dict[int, list[int]] = {}  # rows by how many of the likeliest they want
-        for i, row in enumerate(self.rows[: self.answering]):
-            if row.request.logprobs is not None:
-                asked.setdefault(row.request.logprobs, []).append(i)
-        found = {}
-        for count, places in asked.items():
-            logits = told if len(places) == len(told) else told[places]
-            found |= zip(places, log_probs(logits, [tokens[i] for i in places], count))
-        return found
-
     def _trying(self, request: Request, ask: Callable, *arguments):
         """ask(*arguments), of a matcher or its maker; where that raises, the request has failed.
 
@@ -367,12 +283,6 @@ class Engine:
         except Exception as error:
             request.ending, request.failure = "failed", str(error) or type(error).__name__
             self.failed.append(request)
-
-    def _look_at_prompt(self, row: Row, piece: Piece, logits: Tensor):
-        """Log-probabilities of the prompt's tokens that follow those of a piece."""
-        request = row.request
-        following = request.prompt[piece.start + 1 : piece.end + 1]
-        request.prompt_tops += log_probs(logits[: len(following)], following, request.logprobs or 0)
 
     def _next_pieces(self) -> list[Piece]:
         """What is read of prompts in this step, first come, first served."""
@@ -487,25 +397,3 @@ class Engine:
                  config.head_dim)  # fmt: skip
         # zeros: a hidden place's weight is 0, but 0 times what memory happens to hold may be NaN
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
-
-
-def wanted_places(request: Request, piece: Piece) -> range:
-    """The tokens of a piece whose logits are looked at: all, or a prompt's last one, or none."""
-    count = piece.end - piece.start
-    if request.prompt_logprobs:
-        return range(count)
-    return range(count - (piece.end == len(request.prompt)), count)
-
-
-def log_probs(logits: Tensor, tokens: list[int], likeliest: int) -> list[LogProb]:
-    """Of each row of logits [n, V]: the log-probability of its token, and of the likeliest ones."""
-    if not tokens:
-        return []
-    scores = logits.float().log_softmax(-1)
-    places = torch.arange(len(tokens), device=logits.device)
-    chosen = scores[places, torch.tensor(tokens, device=logits.device)].tolist()
-    values, ids = scores.topk(min(likeliest, scores.shape[-1]))
-    return [
-        LogProb(own, list(zip(row_ids, row_values)))
-        for own, row_ids, row_values in zip(chosen, ids.tolist(), values.tolist())
-    ]

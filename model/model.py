@@ -79,14 +79,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def document_positions(document_ids: Tensor) -> Tensor:
+def document_positions(document_ids: Tensor, prefixes: Tensor | None = None) -> Tensor:
     """Position of every token within its own document: int64 [B, T] from ids [B, T].
 
-    [7, 7, 7, 9, 9] gives [0, 1, 2, 0, 1].
+    [7, 7, 7, 9, 9] gives [0, 1, 2, 0, 1]. With prefixes it goes on from the end of the document
+    that is continued: with [7, 7, 7, 7, 7] this gives [0, 1, 2, 3, 4].
     """
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
     is_start = document_starts(document_ids)
-    return index - torch.where(is_start, index, 0).cummax(dim=1).values
+    positions = index - torch.where(is_start, index, 0).cummax(dim=1).values
+    if prefixes is None:
+        return positions
+    B, T = document_ids.shape
+    ones = torch.ones_like(document_ids)
+    lengths = ones.new_zeros(B, T + 1).scatter_add(1, document_ids, ones)  # of each document
+    return positions + torch.where(prefixes == document_ids, 0, lengths.gather(1, prefixes))
 
 
 class Attention(nn.Module):
@@ -217,6 +224,7 @@ class MiniMindLM(nn.Module):
         token_mask: Tensor | None = None,
         last_only: bool | Tensor = False,
         places: Tensor | None = None,
+        prefixes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits for the token after each position, and the weighted auxiliary loss.
 
@@ -230,6 +238,9 @@ class MiniMindLM(nn.Module):
                       in each row instead, where prompts of several lengths are padded; int64 [n]
                       beside a single row: of these positions, as if they were rows.
         places        int64 [n]: logits [n, V] of these positions alone, counted through all rows.
+        prefixes      int64 [B, T] beside document_ids, which are then 0 … T and each one run: the
+                      id of an earlier document of the row that the token's own one continues, so
+                      that several continuations share it; its own id where it continues none.
 
         Returns logits [B, T, V] ([B|n, 1, V] with last_only) and aux_loss, a float32 scalar:
         router_aux_loss_coef · load-balancing loss with experts, 0 without.
@@ -244,10 +255,11 @@ class MiniMindLM(nn.Module):
         elif document_ids is None:
             positions, mask = torch.arange(T, device=input_ids.device)[None], None  # [1, T]
         else:
-            positions = document_positions(document_ids)  # [B, T]
+            positions = document_positions(document_ids, prefixes)  # [B, T]
             kind = x.device, dtype, self.config.head_dim
             most = self.documents_per_row if flash_attn_serves(*kind) else None
-            mask = packed_rows(document_ids, most, blocks=flex_attention_serves(*kind))
+            blocks = flex_attention_serves(*kind)
+            mask = packed_rows(document_ids, most, blocks, prefixes)
 
         with torch.autocast(x.device.type, enabled=False):  # angles need float32
             angles = positions[..., None].float() * self.inv_freq  # [B|1, T, D/2]

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from dataset.tokenizer import Tokenizer
-from model.engine import Request
+from model.request import Request
 from serving.errors import APIError, error_object
 from serving.protocol import SamplingFields
 from serving.worker import Job, ServedModel

@@ -12,7 +12,7 @@ from starlette.requests import Request as HTTPRequest
 from dataset.chat import encode_conversation
 from dataset.messages import BadConversation, check_messages, check_tools
 from dataset.records import Remarks
-from model.engine import Drawn, LogProb, Request
+from model.request import Drawn, LogProb, Request
 from serving import answers
 from serving.answer import AnswerStream, Delta
 from serving.errors import APIError

@@ -8,7 +8,7 @@ import anyio
 from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 
-from model.engine import Drawn, LogProb, Request
+from model.request import Drawn, LogProb, Request
 from serving import answers
 from serving.answer import TextStream
 from serving.errors import APIError

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from model.engine import Drawn, Engine, Request
+from model.engine import Engine
+from model.request import Drawn, Request
 from serving.worker import ServedModel
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from multiprocessing.connection import Connection
 
 from dataset.tokenizer import Tokenizer
-from model.engine import Drawn, Request
+from model.request import Drawn, Request
 from serving.errors import APIError
 from serving.grammar import Grammars
 from serving.metrics import Metrics

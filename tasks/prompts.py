@@ -57,7 +57,7 @@ KNOWN = tuple(dict.fromkeys((*FIELDS, *ASKED, *CHOICES, *RIGHT, "chosen", "rejec
 def read_prompts(
     paths: Paths, tokenizer: Tokenizer, flag: str = "--data_path", on_bad_record: str = "stop",
     problems: Problems | None = None, chat: bool = True, enable_thinking: bool = False,
-    right: Callable[[Prompt], object] | None = None,
+    right: Callable[[Prompt], object] | None = None, tools: list | None = None,
 ) -> list[Prompt]:  # fmt: skip
     """The prompts of one or several files.
 
@@ -65,23 +65,25 @@ def read_prompts(
     enable_thinking  … and let a model that was taught to think do so
     right            finds the right answer in a prompt, that of a checker: a record in which it
                      raises ValueError is a bad one; None: there need not be any
+    tools            descriptions of functions, for records that describe none
 
     Raises what `readers.read_records` raises. What good records say that nothing reads is counted
     in `problems.remarks`.
     """
     problems = Problems() if problems is None else problems
     records = read_records(paths, on_bad_record, problems, flag=flag, wanted=KNOWN)
-    convert = partial(to_prompt, tokenizer, chat, enable_thinking, right)
+    convert = partial(to_prompt, tokenizer, chat, enable_thinking, right, tools)
     return [prompt for _, prompt in converted(records, convert, problems)]
 
 
 def to_prompt(
     tokenizer: Tokenizer, chat: bool, enable_thinking: bool, right: Callable | None,
-    fields: dict, remarks: Remarks | None = None, unread: Iterable[str] = (),
+    offered: list | None, fields: dict, remarks: Remarks | None = None, unread: Iterable[str] = (),
 ) -> Prompt:  # fmt: skip
     """The prompt of one record; BadConversation if it is none."""
     messages, tools, answer, calls = to_question(fields, remarks, unread)
     if chat:
+        tools = tools or offered
         try:
             ids, _ = encode_conversation(tokenizer, messages, tools, True, enable_thinking)
         except ValueError as error:

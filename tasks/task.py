@@ -35,13 +35,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model said to a prompt.
+    """What a model said to a prompt. Where tools answered it, in several turns.
 
-    text    what is said aloud, without the think block; "" where a thought never ends
-    raw     everything, the names of control tokens included, without the token that ends it
-    ids     with the stop id, if it ended by one
-    is_cut  whether it reached the limit of its length
-    calls   the tool calls that it makes; None: those that stand in `raw` (tool_calls.calls_in)
+    text      what is said aloud in the last turn, without think block and tool calls; "" where a
+              thought never ends
+    raw       everything in that turn, the names of control tokens included, without the token that
+              ends it
+    ids       of all turns, with the stop id of each that ended by one; not what tools answered
+    is_cut    whether it reached the limit of its length
+    calls     the tool calls that it makes; None: those that stand in `raw` (tool_calls.calls_in)
+    messages  all turns as messages, and between them what the tools answered; [] if only the text
+              is known
     """
 
     prompt: Prompt
@@ -50,6 +54,7 @@ class Completion:
     ids: list[int]
     is_cut: bool
     calls: list[dict] | None = None
+    messages: list[dict] = field(default_factory=list)
 
 
 def only(answer: object) -> object:
@@ -73,5 +78,8 @@ def completion_of(
     controls = tokenizer.control_tokens
     if said and said[0] == controls.get(THINK) and controls.get(END_THINK) not in said:
         text = ""  # a number in it is not an answer yet
-    calls = parse_answer(tokenizer, said).get("tool_calls", [])
-    return Completion(prompt, text, tokenizer.decode(said), ids, is_cut, calls)
+    message = parse_answer(tokenizer, said)
+    calls = message.get("tool_calls", [])
+    if calls:
+        text = message["content"].strip()
+    return Completion(prompt, text, tokenizer.decode(said), ids, is_cut, calls, [message])

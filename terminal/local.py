@@ -12,9 +12,10 @@ from dataset.chat import can_think, encode_conversation
 from dataset.tokenizer import Tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
-from model.engine import Engine, Request
+from model.engine import Engine
 from model.hf_format import weights_sha256
 from model.model import MiniMindLM
+from model.request import Request
 from model.sampling import Sampling
 from serving.answer import AnswerStream, Delta
 from terminal.answers import End, Stopwatch

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 # Tests import the project from the repository root, wherever pytest is started.
 ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "model" / "tokenizer"
 sys.path.insert(0, str(ROOT))
 # Texts in tests are small, and after using threads the tokenizer warns about forked processes.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -47,3 +49,19 @@ def tiny_tokenizer(tiny_tokenizer_dir: Path):
     from dataset.tokenizer import load_tokenizer
 
     return load_tokenizer(tiny_tokenizer_dir)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory):
+    """Our tokenizer and transformers' own, both opened from the folder that is shipped."""
+    import transformers
+
+    from dataset.tokenizer import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copy(SHIPPED / name, folder)
+    config = json.loads((SHIPPED / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["bos_token"] = "<|reserved_0|>"  # some templates of others begin with it
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)

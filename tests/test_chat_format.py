@@ -4,12 +4,10 @@ Qwen3's and the others' templates come with trl, which keeps them as the models'
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import transformers
 import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +19,6 @@ from dataset.chat_turns import MAY_END, TRAINED
 from dataset.conversations import to_conversation
 from dataset.messages import normal_content
 from dataset.record_cache import encoded_records, with_template
-from dataset.tokenizer import load_tokenizer
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model" / "tokenizer"
 THEIRS = Path(trl.__file__).parent / "chat_templates"
@@ -29,18 +26,6 @@ QWEN3 = (THEIRS / "qwen3.jinja").read_text(encoding="utf-8")
 QWEN3_INSTRUCT = (THEIRS / "qwen3_instruct_2507.jinja").read_text(encoding="utf-8")
 TOOLS = [{"name": "add", "description": "两数之和", "parameters": {"a": "number", "b": "number"}}]
 CALL = {"name": "add", "arguments": {"a": 1, "b": "<二>"}}
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Our tokenizer and transformers' own, both opened from the folder that is shipped."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    for name in ("tokenizer.json", "chat_template.jinja"):
-        shutil.copy(SHIPPED / name, folder)
-    config = json.loads((SHIPPED / "tokenizer_config.json").read_text())
-    config["bos_token"] = "<|reserved_0|>"  # some of the templates begin with it
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 class Trained(NamedTuple):

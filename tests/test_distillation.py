@@ -1,12 +1,8 @@
-"""train_distillation.py: its loss against trl's GKDTrainer, and runs of it."""
+"""train_distillation.py from the outside: tiny runs, and what they remember of their teacher."""
 
-import os
 import signal
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,166 +10,18 @@ from safetensors.torch import load_file
 import train_distillation
 import train_full_sft
 import train_pretrain
-from dataset.chat import stop_ids
-from dataset.sft import SFTDataset
 from dataset.tokenizer import load_tokenizer
-from model.generation import generate
 from model.hf_format import load_model, save_model, weights_sha256
-from tests.encode import encode
 from tests.oracle_models import our_model, random_numbers, same_bits
 from tests.processes import in_two_processes
 from tests.small_runs import TINY, figures, make_inputs
+from tests.test_finetuning import gradients
 from tests.test_interruptions import check_interrupted_runs
-from train_distillation import divergence
 from training import teacher as teachers
-from training.own_samples import OwnSamples
-from training.teacher import at_every_token
-from training.teacher_memory import of_the_likeliest
 from training.writer import CheckpointWriter
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 SCRIPTS = {"distillation": train_distillation, "full_sft": train_full_sft,
            "pretrain": train_pretrain}  # fmt: skip
-
-
-def options(kind="forward_kl", jsd_beta=0.5, temperature=1.0):
-    return SimpleNamespace(divergence=kind, jsd_beta=jsd_beta, temperature=temperature)
-
-
-def random_logits(rows=3, tokens=7, vocab=97, seed=0):
-    """Student's (which wants a gradient) and teacher's logits, some far apart, and a mask."""
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = (2 * torch.randn(rows, tokens, vocab, generator=generator) for _ in "st")
-    student[0, :2], teacher[0, 1:3] = 20 * student[0, :2], 20 * teacher[0, 1:3]
-    mask = (torch.rand(rows, tokens, generator=generator) < 0.6).float()
-    mask[-1] = 0
-    return student.requires_grad_(True), teacher, mask
-
-
-def gaps(student, teacher, args, *ids):
-    """The divergence at every place, of the vocabulary that both have."""
-    V = min(student.shape[-1], teacher.shape[-1]) if not ids else student.shape[-1]
-    return at_every_token(divergence, args, V, student, teacher, *ids)
-
-
-def mean(student, teacher, mask, args):
-    return (gaps(student, teacher, args) * mask).sum() / mask.sum()
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
-@pytest.mark.parametrize(
-    ("kind", "beta"),
-    [("forward_kl", 0), ("reverse_kl", 1), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.97)],
-)
-def test_loss_and_gradient_equal_trl(kind, beta, temperature):
-    """Every divergence is GKDTrainer's, at every temperature, over the targets of the mask alone.
-
-    trl does not multiply by T²; so the gradient is compared before that.
-    """
-    from trl.experimental.gkd import GKDTrainer
-
-    student, teacher, mask = random_logits()
-    ours = mean(student, teacher, mask, options(kind, beta, temperature))
-    (gradient,) = torch.autograd.grad(ours, student)
-    labels = torch.where(mask == 1, 1, -100)
-    theirs = GKDTrainer.generalized_jsd_loss(student, teacher, labels, beta, temperature)
-    (expected,) = torch.autograd.grad(theirs, student)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    largest = expected.abs().max().item()
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * largest)
-    assert largest > 1e-5 and not gradient[mask == 0].any()
-
-
-def test_soft_targets_gradient_is_hintons():
-    """T² · KL has the gradient T (q - p), which is Hinton's for soft targets (2015, eq. 2)."""
-    student, teacher, _ = random_logits(1, 1)
-    T = 2.5
-    loss = T**2 * gaps(student, teacher, options(temperature=T)).sum()
-    (gradient,) = torch.autograd.grad(loss, student)
-    q, p = (torch.softmax(logits / T, -1) for logits in (student, teacher))
-    torch.testing.assert_close(gradient, T * (q - p), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", train_distillation.DIVERGENCES)
-def test_a_model_is_not_apart_from_itself(kind):
-    """0 and no gradient where both say the same; more than 0 elsewhere; never NaN."""
-    student, teacher, _ = random_logits()
-    same = gaps(student, student.detach(), options(kind))
-    assert same.abs().max() < 1e-5
-    assert torch.autograd.grad(same.sum(), student)[0].abs().max() < 1e-5
-    far = gaps(50 * student, 50 * teacher, options(kind))
-    assert far.isfinite().all() and (far > -1e-6).all() and far.max() > 0.5
-    assert torch.autograd.grad(far.sum(), student)[0].isfinite().all()
-
-
-def test_chunks_give_the_same_and_keep_no_copy(monkeypatch):
-    """In chunks: equal values and gradients; what the backward pass keeps is no float32 copy."""
-    student, teacher, _ = random_logits(vocab=128)
-    student, teacher = student.detach().bfloat16().requires_grad_(True), teacher.bfloat16()
-    kept = []
-
-    def both():
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: kept.append((t.dtype, t.numel())) or t, lambda t: t
-        ):
-            values = gaps(student, teacher, options("jsd", 0.3))
-        return values, torch.autograd.grad(values.sum(), student)[0]
-
-    whole, of_whole = both()
-    big = (torch.float32, student.numel())
-    assert big in kept
-    monkeypatch.setattr(teachers, "CHUNK", 4 * 3 * 128)  # three places at a time
-    parts, of_parts = both()
-    assert big not in kept
-    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
-    torch.testing.assert_close(of_parts, of_whole, rtol=0, atol=0)
-
-
-def test_a_rounded_up_vocabulary_is_no_other_one():
-    """Entries that only one of them has, filled up to a rounder number, do not count."""
-    student, teacher, mask = random_logits()
-    more = torch.cat([teacher, torch.full((*mask.shape, 31), 9.0)], -1)
-    expected = mean(student, teacher, mask, options())
-    assert mean(student, more, mask, options()) == expected
-    longer = torch.cat([student, torch.zeros(*mask.shape, 5)], -1)
-    assert mean(longer, teacher, mask, options()) == expected
-
-
-@pytest.mark.parametrize("kind", train_distillation.DIVERGENCES)
-def test_the_likeliest_and_the_rest_are_a_distribution(kind):
-    """Of k tokens and the rest, computed by hand in float64; never more than that of all tokens.
-
-    With all but one token among the k nothing is lost.
-    """
-    student, teacher, _ = random_logits(vocab=20)
-    args, T = options(kind, 0.3, 1.5), 1.5
-    of_all = gaps(student, teacher, args)
-    for k in (1, 5, 19):
-        p = (teacher / T).log_softmax(-1)
-        ids = p.topk(k).indices
-        top = torch.stack([of_the_likeliest(p[i], ids[i]) for i in range(len(p))])
-        assert top.exp().sum(-1).sub(1).abs().max() < 1e-5
-        found = gaps(student, top, args, ids)
-        q64, p64 = ((x.detach().double() / T).softmax(-1).numpy() for x in (student, teacher))
-        by_hand = np.zeros(found.shape)
-        for place in np.ndindex(by_hand.shape):
-            chosen = ids[place].numpy()
-            Q, P = (np.append(x[place][chosen], np.delete(x[place], chosen).sum())
-                    for x in (q64, p64))  # fmt: skip
-            M = {"forward_kl": Q, "reverse_kl": P, "jsd": 0.3 * P + 0.7 * Q}[kind]
-            to_p, to_q = (P * np.log(P / M)).sum(), (Q * np.log(Q / M)).sum()
-            by_hand[place] = {"forward_kl": to_p, "reverse_kl": to_q}.get(
-                kind, 0.3 * to_p + 0.7 * to_q
-            )
-        torch.testing.assert_close(found.double(), torch.from_numpy(by_hand), rtol=1e-4, atol=1e-6)
-        assert (found < of_all + 1e-5).all()
-        if k == 19:
-            torch.testing.assert_close(found, of_all, rtol=1e-4, atol=1e-6)
-        assert torch.autograd.grad(found.sum(), student)[0].isfinite().all()
-
-
-# ---- runs
 
 
 @pytest.fixture
@@ -274,12 +122,6 @@ def test_a_student_comes_nearer_to_its_teacher(
     assert student.config.use_moe != moe_teacher and student.config.vocab_size == 512
 
 
-def gradients(checkpoint):
-    """The gradient of a run's first update: AdamW's exp_avg after one step is 0.1 times it."""
-    state = load_file(checkpoint / "resume/optimizer.tensors")
-    return {k.removesuffix(".exp_avg"): v / 0.1 for k, v in state.items() if k.endswith(".exp_avg")}
-
-
 TWO = pytest.mark.slow  # processes
 
 
@@ -299,25 +141,10 @@ def test_an_update_is_a_mean_however_it_is_shared_out(
     monkeypatch, tmp_path, flags, more, processes
 ):
     """1 × 24 rows, 8 × 3, two processes × 4 × 3, these with shards or without: one gradient."""
-    once = [
-        *flags["distillation"],
-        "--max_steps",
-        1,
-        "--val_fraction",
-        0,
-        "--grad_clip",
-        0,
-        "--dropout",
-        0,
-        "--temperature",
-        2,
-        "--alpha",
-        0.2,
-        "--max_new_tokens",
-        16,
-        *more,
-    ]
-    other = [*once, "--batch_size", 3, "--accumulation_steps", 8 // processes]  # fmt: skip
+    once = [*flags["distillation"], "--max_steps", 1, "--val_fraction", 0, "--grad_clip", 0,
+            "--dropout", 0, "--temperature", 2, "--alpha", 0.2, "--max_new_tokens", 16,
+            *more]  # fmt: skip
+    other = [*once, "--batch_size", 3, "--accumulation_steps", 8 // processes]
     once = [*(word for word in once if word != "--fsdp"), "--batch_size", 24]
     train(monkeypatch, "distillation", tmp_path / "one", *once)
     if processes == 2:
@@ -467,128 +294,3 @@ def test_a_run_that_finds_the_files_needs_no_teacher(monkeypatch, tmp_path, flag
         file.write_bytes(file.read_bytes()[:-4])
     asked, again = train_with("again", 4)
     assert asked == 2 and same_bits(again, few)
-
-
-# ---- on-policy
-
-
-@pytest.fixture
-def own(tmp_path, flags, tiny_tokenizer):
-    """A function: OwnSamples of a Run as far as it matters, beside a batch of its rows."""
-
-    def make(rows=slice(0, 3), seed=42, step=5, most=12, model=None, max_seq_len=160):
-        encoded = encode("conversations", Path(flags["full_sft"][1]), tiny_tokenizer)
-        dataset = SFTDataset(encoded, max_seq_len)
-        batch = [torch.stack(parts) for parts in zip(*(dataset[i] for i in range(len(dataset))))]
-        run = SimpleNamespace(
-            args=SimpleNamespace(seed=seed, fsdp=False), step=step, dtype=torch.float32,
-            at_boundary=True, device=torch.device("cpu"), model=model,
-            ranks=SimpleNamespace(rank=0),
-            batches=lambda *_: [tuple(part[rows] for part in batch)],
-            inner_updates=lambda steps: steps[0],
-        )  # fmt: skip
-        return OwnSamples(run, tiny_tokenizer, 1.0, most), [part[rows] for part in batch]
-
-    return make
-
-
-def documents_of(X, Y, loss_mask, document_ids):
-    """(ids, mask) of every document of rows: mask 1 where a token is a target that counts."""
-    found = []
-    for x, y, mask, documents in zip(X, Y, loss_mask, document_ids):
-        for number in documents[mask > 0].unique_consecutive().tolist():
-            where = documents == number
-            ids = [x[where][0].item(), *y[where].tolist()]
-            found.append((ids, [0, *mask[where].int().tolist()]))
-    return found
-
-
-def test_prompts_end_where_an_answer_begins(own, tiny_tokenizer):
-    """A prompt is a conversation of the row up to one of its answers; all of them come in turn."""
-    turns = set()
-    for step in range(12):
-        samples, batch = own(step=step)
-        texts = [tiny_tokenizer.decode(ids) for ids, _ in documents_of(*batch)]
-        prompts = samples.prompts(*batch)
-        for prompt in prompts:
-            text = tiny_tokenizer.decode(prompt.ids)
-            assert text.endswith("<|im_start|>assistant\n")
-            assert any(whole.startswith(text + "The cat.") for whole in texts)
-            turns.add(text.count("assistant"))
-        for row in range(3):
-            needed = [len(p.ids) + p.most - 1 for p in prompts if p.row == row]
-            assert needed and sum(needed) <= 160
-    assert turns == {1, 2, 3}
-
-
-def test_own_rows_hold_what_the_student_says(own):
-    """Each answer is that of `generate` with its seed; it counts, its prompt never does."""
-    model = our_model(random_numbers(1, vocab_size=512), seed=3)
-    samples, batch = own(model=model)
-    prompts = samples.prompts(*batch)
-    (made,) = samples.batches(None, 0)
-    assert [part.shape for part in made] == [part.shape for part in batch]
-    assert samples.run.update_size == made[2].sum() > 0
-    documents = documents_of(*made)
-    assert len(documents) == len(prompts) > 3
-    for (ids, mask), prompt in zip(documents, prompts):
-        answer = ids[len(prompt.ids) :]
-        assert ids[: len(prompt.ids)] == prompt.ids
-        assert mask == [0] * len(prompt.ids) + [1] * len(answer)
-        ends, seed = set(stop_ids(samples.tokenizer)), f"42/5/{prompt.name}"
-        assert answer == list(generate(model, prompt.ids, prompt.most, ends, seed))
-
-
-def test_draws_depend_on_seed_step_and_prompt_alone(own):
-    """Rows beside one another do not matter; another step, seed or other weights do."""
-    model = our_model(random_numbers(1, vocab_size=512), seed=3)
-
-    def said(**how):
-        samples, _ = own(**{"model": model} | how)
-        (made,) = samples.batches(None, 0)
-        return [ids for ids, _ in documents_of(*made)]
-
-    first, alone = said(rows=slice(0, 3)), said(rows=slice(1, 2))
-    assert alone and all(ids in first for ids in alone)
-    assert said() == first
-    assert said(step=6) != first != said(seed=43)
-    with torch.no_grad():  # an optimizer's step, say
-        model.lm_head.weight[:256] *= 0.5
-    assert said() != first
-
-
-def test_a_row_without_room_keeps_its_shortest_prompt(own):
-    """Where no prompt has room for the longest answer, one has what there is."""
-    samples, batch = own(most=150, model=our_model(random_numbers(1, vocab_size=512)))
-    prompts = samples.prompts(*batch)
-    assert [p.row for p in prompts] == [0, 1, 2]
-    assert all(len(p.ids) + p.most == 161 for p in prompts)
-    assert samples.prompts(*(0 * part for part in batch)) == []
-
-
-class Watched(OwnSamples):
-    """Notes which updates are on-policy."""
-
-    @property
-    def is_due(self):
-        DUE[self.run.step] = super().is_due
-        return DUE[self.run.step]
-
-
-DUE: dict[int, bool] = {}
-
-
-def test_a_share_of_the_updates_is_on_policy(monkeypatch, tmp_path, flags):
-    """Which ones depends on seed and step; their loss is T² · divergence alone."""
-    monkeypatch.setattr(train_distillation, "OwnSamples", Watched)
-    DUE.clear()
-    train(monkeypatch, "distillation", tmp_path / "run", *flags["distillation"], "--max_steps", 12,
-          "--on_policy", 0.5, "--max_new_tokens", 8, "--alpha", 1, "--temperature", 2)  # fmt: skip
-    assert 3 <= sum(DUE.values()) <= 9 and len(DUE) == 12
-    before = 0
-    for line in (line for line in figures(tmp_path / "run") if "loss" in line):
-        is_own = DUE[line["step"] - 1]
-        expected = 4 * line["divergence"] if is_own else line["cross_entropy"]
-        assert line["loss"] == pytest.approx(expected, rel=1e-5)
-        tokens, before = line["tokens"] - before, line["tokens"]
-        assert tokens > 0

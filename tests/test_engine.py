@@ -11,8 +11,9 @@ from oracle_models import our_model, random_numbers
 from torch._dynamo.utils import counters
 
 from model.decoding_layers import for_decoding
-from model.engine import Engine, Request
+from model.engine import Engine
 from model.generation import generate
+from model.request import Request
 from model.sampling import Sampling, filter_logits
 
 MODELS = {

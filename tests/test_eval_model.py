@@ -16,10 +16,11 @@ from dataset.chat import encode_conversation, training_sequences
 from dataset.chat_turns import TRAINED
 from dataset.tokenizer import load_tokenizer
 from model.decoding_layers import Int8Linear
-from model.engine import Drawn, Engine
+from model.engine import Engine
 from model.generation import generate
 from model.hf_format import load_model
 from model.model import MiniMindLM
+from model.request import Drawn
 from training import cli
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model" / "tokenizer" / "chat_template.jinja"

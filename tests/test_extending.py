@@ -58,20 +58,23 @@ def apply(section: str, folder: Path) -> list[str]:
 
 @pytest.fixture
 def train(tmp_path, tiny_tokenizer_dir):
-    """A function: make a section's edits and run its command for three steps; the run's folder."""
+    """A function: make a section's edits and run its command for three steps; the run's folder.
+
+    more: flags behind those of the command.
+    """
     inputs = make_inputs(tmp_path, tiny_tokenizer_dir)
 
-    def run_section(name: str) -> Path:
-        folder = copy_of_the_repository(tmp_path / "copy")
+    def run_section(name: str, *more: str) -> Path:
+        folder = copy_of_the_repository(tmp_path / f"copy{more}")
         _, script, *flags = apply(SECTIONS[name], folder)
-        out = tmp_path / "run"
+        out = folder / "run"
         flags += ["--out_dir", str(out)]
         if script == "train_pretrain.py":
             flags += [*inputs["pretrain"][:4], *TINY, "--max_seq_len", "32", *SMALL]
         else:
             base = inputs["full_sft"][inputs["full_sft"].index("--init_from") + 1]
             flags = [base if word.startswith("out/") else word for word in flags]
-            flags += [*inputs["full_sft"][:2], "--max_seq_len", "160", *SMALL]
+            flags += [*inputs["full_sft"][:2], "--max_seq_len", "160", *SMALL, *more]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
         done = subprocess.run([sys.executable, script, *flags], cwd=folder, env=environment,
                               capture_output=True, text=True, timeout=300)  # fmt: skip
@@ -112,6 +115,10 @@ def test_records_of_a_new_kind(train):
 
 
 def test_add_a_stage(train):
-    """With itself as the teacher the divergence is 0 before the first update, and it trains."""
-    lines = [line for line in metrics(train("Add a stage")) if "loss" in line]
-    assert lines[0]["loss"] == pytest.approx(0, abs=1e-6) and len(lines) == 3
+    """With dropout two passes are apart, and that is in the log; without it they say the same."""
+    lines, same = (
+        [line for line in metrics(train("Add a stage", *more)) if "loss" in line]
+        for more in ((), ("--dropout", "0"))
+    )
+    assert len(lines) == 3 and all(1e-5 < line["apart"] < 1 for line in lines)
+    assert all(abs(line["apart"]) < 1e-9 for line in same)

@@ -97,6 +97,64 @@ def test_blockwise_attention_equals_that_of_torch(T, packed, dtype, tolerance):
     assert largest_error(found, run(stock, torch.float32)) <= tolerance
 
 
+def continuing_rows(B: int, T: int):
+    """document_ids and prefixes [B, T] of prompts with three continuations each, of any length."""
+    generator = torch.Generator().manual_seed(T)
+    documents, prefixes = (torch.zeros(B, T, dtype=torch.int64) for _ in range(2))
+    for row in range(B):
+        at = document = 0
+        while at < T:
+            document += 1
+            if document % 4 == 1:
+                prompt = document
+            end = at + int(torch.randint(1, T // 3, (), generator=generator))
+            documents[row, at:end], prefixes[row, at:end] = document, prompt
+            at = end
+    return documents, prefixes
+
+
+def seen(documents, prefixes):
+    """bool [B, 1, T, T] of what may be looked at, pair by pair."""
+    B, T = documents.shape
+    mask = torch.zeros(B, 1, T, T, dtype=torch.bool)
+    for b in range(B):
+        ids, before = documents[b].tolist(), prefixes[b].tolist()
+        for i in range(T):
+            mask[b, 0, i, : i + 1] = torch.tensor([j in (ids[i], before[i]) for j in ids[: i + 1]])
+    return mask
+
+
+@pytest.mark.parametrize("T", [96, 300])
+def test_every_kernel_knows_what_is_continued(T, monkeypatch):
+    """The mask, attention by blocks and flex_attention's blocks look at a prefix, and no more."""
+    B, A, K, D = 2, 4, 2, 16
+    documents, prefixes = continuing_rows(B, T)
+    mask = seen(documents, prefixes)
+    rows = packed_rows(documents, prefixes=prefixes)
+    assert torch.equal(rows.mask, mask)
+    leaves = [torch.randn(B, heads, T, D) * 2 for heads in (A, K, K)]
+
+    def run(attend):
+        q, k, v = (leaf.clone().requires_grad_() for leaf in leaves)
+        y = attend(q, k, v)
+        (y * torch.arange(D)).sum().backward()
+        return {"y": y.detach(), "q": q.grad, "k": k.grad, "v": v.grad}
+
+    expected = run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True))
+    found = run(lambda q, k, v: blockwise_attention(q, k, v, rows.runs, rows.prefixes))
+    assert largest_error(found, expected) <= 1e-5
+
+    def by_blocks(q, k, v, documents, prefixes):
+        rows = packed_rows(documents, prefixes=prefixes)
+        return attention(q, k, v, rows._replace(blocks=document_blocks(rows.runs, prefixes)))
+
+    compiled = torch.compile(by_blocks, dynamic=False, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr("model.attention.LONGEST_BLOCKWISE", 0)  # else chosen on a CPU
+    with torch.no_grad():
+        found = compiled(*leaves, documents, prefixes)
+    assert (found - expected["y"]).abs().max() <= 1e-5
+
+
 def test_document_starts_are_where_the_id_changes():
     """Equal ids that do not touch are two documents."""
     starts = document_starts(torch.tensor([[7, 7, 9, 9, 9, 7]]))

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 from model.attention import attention, document_bounds, flash_attn_serves, packed_rows
 from model.config import LMConfig
-from model.engine import Engine, Request
+from model.engine import Engine
 from model.generation import generate
 from model.model import MiniMindLM
 from model.moe import MoEFeedForward, grouped_mm_waits
+from model.request import Request
 from model.sampling import Sampling
 from tests.small_runs import figures, make_inputs, metrics, result, run
 from training.losses import masked_cross_entropy

@@ -257,7 +257,7 @@ def test_a_model_in_float32_takes_the_mask_where_flex_attention_does_not_fit(
     ids = torch.zeros(1, 12, dtype=torch.int64).as_subclass(WithDevice)
     model = MiniMindLM(LMConfig.preset("base", num_hidden_layers=1))
     monkeypatch.setattr("model.model.packed_rows", spy)
-    monkeypatch.setattr("model.attention.document_blocks", lambda runs: "the blocks")
+    monkeypatch.setattr("model.attention.document_blocks", lambda *_: "the blocks")
     with monkeypatch.context() as compiling, pytest.raises(InterruptedError):
         compiling.setattr(torch.compiler, "is_compiling", lambda: True)
         model(ids, torch.tensor([[0] * 5 + [1] * 7]))

@@ -22,8 +22,9 @@ from served import inside, tiny_folder
 from dataset.chat import THINKING, parse_answer, stop_ids
 from dataset.tokenizer import load_tokenizer
 from model.config import LMConfig
-from model.engine import Engine, Request
+from model.engine import Engine
 from model.model import MiniMindLM
+from model.request import Request
 from model.sampling import Sampling
 from serving.grammar import Grammars, answer_grammar, call_schema
 from serving.json_schema import KNOWN, Size, plain_schema

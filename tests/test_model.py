@@ -149,6 +149,24 @@ def test_packed_documents_equal_transformers_with_restarted_positions(seed, tmp_
         assert largest_difference(model(ids, document_ids=packed_ids())[0], expected) <= 1e-4
 
 
+def test_continuations_share_what_stands_before_them(tmp_path):
+    """Two that continue one document get transformers' logits of it with each of them behind."""
+    numbers = random_numbers(2)
+    model, theirs = pair(numbers, tmp_path / "m")
+    ids = random_ids(numbers, 1, 14)
+    documents = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 0, 0]])
+    prefixes = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1, 4, 4, 4, 0, 0]])
+    positions = [0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 1, 2, 0, 1]
+    assert document_positions(documents, prefixes).tolist() == [positions]
+    with torch.no_grad():
+        found = model(ids, document_ids=documents, prefixes=prefixes)[0][0]
+        for prompt, answer in (((0, 4), (4, 7)), ((0, 4), (7, 9)), ((9, 11), (11, 12))):
+            whole = torch.cat([ids[:, slice(*prompt)], ids[:, slice(*answer)]], dim=1)
+            expected = theirs(whole, use_cache=False).logits[0]
+            both = torch.cat([found[slice(*prompt)], found[slice(*answer)]])
+            assert largest_difference(both, expected) <= 1e-4
+
+
 def test_an_id_that_comes_back_is_another_document():
     """Documents are runs of equal ids: of [7 7 7, 9 9, 7 7] the last does not see the first."""
     numbers = random_numbers(1)

@@ -24,6 +24,7 @@ from model.reward_model import (
     save_reward_model,
     score_sequences,
 )
+from tasks.task import Prompt, completion_of
 from tests.encode import encode
 from tests.oracle_models import our_model, ours, random_numbers, same_bits, save_here, shake
 from tests.processes import in_two_processes
@@ -367,20 +368,20 @@ def test_folder_is_that_of_an_edited_model(monkeypatch, tmp_path):
 
 
 def test_completions_are_scored_as_conversations(tmp_path, tiny_tokenizer_dir):
-    """`--reward model=FOLDER`: a completion's ids become a message; cut or not, it is ended."""
+    """`--reward model=FOLDER`: a completion's messages follow its prompt's; cut or not, it ends."""
     folder, tokenizer = saved(our_scorer(), tmp_path / "scorer"), load_tokenizer(tiny_tokenizer_dir)
     tokenizer.chat_template = NO_THINKING
     tokenizer.save(folder)
     question, end = [say("user", "What is it?")], tokenizer.control_id("<|im_end|>")
-    prompt = SimpleNamespace(messages=question, tools=None)
+    prompt = Prompt("What is it?", [1], None, question)
     said = tokenizer.encode_text("It is a cat.")
     completions = [
-        SimpleNamespace(prompt=prompt, ids=ids) for ids in ([*said, end], said, [*said, *said])
+        completion_of(tokenizer, prompt, ids) for ids in ([*said, end], said, [*said, *said])
     ]
-    scores = model_reward(tokenizer)(folder)(completions)
+    scores = model_reward()(folder)(completions)
     answers = [[*question, say("assistant", text)] for text in ("It is a cat.", "It is a cat." * 2)]
     expected = score_conversations(load_reward_model(folder), tokenizer, answers)
     assert scores == pytest.approx([expected[0], expected[0], expected[1]], abs=1e-5)
     assert abs(expected[0] - expected[1]) > 1e-3
     with pytest.raises(ValueError, match="--reward model="):
-        model_reward(tokenizer)(tmp_path / "nothing")
+        model_reward()(tmp_path / "nothing")

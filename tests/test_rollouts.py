@@ -10,15 +10,16 @@ from dataset.chat import stop_ids
 from dataset.tokenizer import load_tokenizer
 from model import lora
 from model.decoding_layers import for_decoding
-from model.engine import Request
+from model.request import Request
 from model.sampling import Sampling
 from tasks.rewards import make_rewards
 from tasks.task import Prompt
 from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
-from training import rollouts as rollouts_module
+from training import completions as completions_module
+from training.completions import sample
 from training.distributed import Ranks
-from training.rollouts import Rollouts, sample, sequence_means, token_log_probs
+from training.rollouts import Rollouts, sequence_means, token_log_probs
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
 
@@ -80,7 +81,7 @@ def test_the_ratio_is_one(tokenizer, rollouts, kind, temperature):
     rewards = made.judge(groups)
     seen = 0
     for rows in made.rows(groups, rewards, rewards, token_weights):
-        logits, _ = model(rows.X, rows.document_ids, places=rows.places)
+        logits, _ = model(**rows.inputs)
         rows.old, _ = token_log_probs(logits, rows.Y, temperature)
         assert (rows.old - rows.sampled).abs().max() < 1e-5
         seen += len(rows.Y)
@@ -153,7 +154,7 @@ def test_a_shared_prompt_is_read_once(tokenizer, monkeypatch):
         requests.append(Request(*numbers, **more))
         return requests[-1]
 
-    monkeypatch.setattr(rollouts_module, "Request", kept)
+    monkeypatch.setattr(completions_module, "Request", kept)
     model = for_decoding(model_of("dense")).eval()
     text = "What is 12 + 30? " * 6
     prompt = Prompt(text, tokenizer.encode_text(text), "42")
@@ -177,12 +178,12 @@ def test_rows_hold_every_token_once(tokenizer, rollouts):
         for rows in batches:
             assert rows.X.shape[1] <= 64 and (masked or len(batches) > 1)
             flat, documents = rows.X.flatten(), rows.document_ids.flatten()
+            prefixes = rows.prefixes.flatten()
             for sequence in rows.sequences.unique().tolist():
                 at = rows.places[rows.sequences == sequence]
                 row = at[0] // rows.X.shape[1]
-                inside = (documents == documents[at[0]]) & (
-                    torch.arange(len(flat)) // rows.X.shape[1] == row
-                )
+                inside = (documents == documents[at[0]]) | (documents == prefixes[at[0]])
+                inside &= torch.arange(len(flat)) // rows.X.shape[1] == row
                 ids = [*flat[inside].tolist(), int(rows.Y[rows.sequences == sequence][-1])]
                 (number,) = rows.advantages[rows.sequences == sequence].unique().tolist()
                 told[int(number)] = ids
@@ -217,7 +218,7 @@ def test_rows_of_one_shape_are_the_same(tokenizer, rollouts, loss):
         assert len(shapes) == 1 or not is_compiled
         total, figures = 0.0, {}
         for rows in batches:
-            logits, _ = model(rows.X, rows.document_ids, places=rows.places)
+            logits, _ = model(**rows.inputs)
             log_probs, entropy = token_log_probs(logits, rows.Y, 1.0)
             rows.old, rows.reference = log_probs.detach() - 0.1, log_probs.detach() + 0.2
             losses, values = policy_loss(log_probs, rows, made.run.args)
@@ -229,6 +230,39 @@ def test_rows_of_one_shape_are_the_same(tokenizer, rollouts, loss):
     (a, figures_a, grads_a), (b, figures_b, grads_b) = told
     assert a == pytest.approx(b, abs=1e-6) and figures_a == pytest.approx(figures_b, rel=1e-5)
     torch.testing.assert_close(grads_a, grads_b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_prompt_in_a_row_once_is_as_good_as_before_each_completion(tokenizer, rollouts):
+    """Loss and gradient of shared prompts are those of every completion in a row of its own.
+
+    Only a prompt's last token, which predicts each completion's first one, stands there for each;
+    a prompt of one token shares nothing.
+    """
+    made = rollouts(model_of("dense"), max_new_tokens=9, batch_size=64)
+    model, prompts = made.run.model, prompts_of(tokenizer)
+    prompts[1] = Prompt("W", prompts[1].ids[:1], "2")
+    groups = made.sample(list(enumerate(prompts)))
+    made.judge(groups)
+    advantages = torch.arange(20.0).view(5, 4) % 7 - 3
+    (rows,) = made.rows(groups, advantages, advantages, token_weights)
+    samples = [s.completion for group in groups for s in group]
+    prompts_told = int((rows.prefixes == rows.document_ids)[rows.document_ids > 0].sum())
+    assert prompts_told < 0.6 * sum(len(c.prompt.ids) - 1 for c in samples)
+    log_probs, _ = token_log_probs(model(**rows.inputs)[0], rows.Y, 1.0)
+    loss = -(log_probs * rows.advantages * rows.weights).sum()
+    loss.backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    total, tokens = 0.0, sum(len(c.ids) for c in samples)
+    for completion, advantage in zip(samples, advantages.flatten().tolist()):
+        n, ids = len(completion.ids), torch.tensor([[*completion.prompt.ids, *completion.ids]])
+        scores = model(ids[:, :-1])[0][0, -n:].log_softmax(-1)
+        own = scores.gather(1, ids[0, -n:, None]).sum()
+        (-own * advantage / tokens).backward()
+        total -= own.item() * advantage / tokens
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+    expected = [p.grad for p in model.parameters()]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_completions_of_one_token(tokenizer, rollouts):
@@ -279,8 +313,8 @@ def test_the_reference_of_an_adapter_is_its_base(tokenizer, rollouts):
     made.ask_reference(model, batches)
     for rows in batches:
         with torch.no_grad():
-            before = base(rows.X, rows.document_ids, places=rows.places)[0]
-            now = model(rows.X, rows.document_ids, places=rows.places)[0]
+            before = base(**rows.inputs)[0]
+            now = model(**rows.inputs)[0]
         torch.testing.assert_close(rows.reference, token_log_probs(before, rows.Y, 1.0)[0])
         rows.old, _ = token_log_probs(now, rows.Y, 1.0)
         assert (rows.old - rows.reference).abs().max() > 0.1

@@ -272,7 +272,7 @@ likely = ["question", "conversations", "answer", "choices", "gt", "system", "too
 def test_any_record_is_a_prompt_or_a_bad_record(tokenizer, fields):
     """Whatever stands in the fields: a prompt that ends before an answer, or what was expected."""
     try:
-        prompt = to_prompt(tokenizer, True, False, None, fields)
+        prompt = to_prompt(tokenizer, True, False, None, None, fields)
     except BadConversation as bad:
         assert bad.expected and bad.got
         return

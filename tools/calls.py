@@ -166,6 +166,30 @@ def table_tool(path: str | Path, name: str = "lookup") -> dict[str, Tool]:
     return {name: Tool(function, description | {"function": described})}
 
 
+def named_tools(specs: list[str]) -> dict[str, Tool]:
+    """The tools of a command line: names of TOOLS or "all", .py files, .json and .csv tables.
+
+    Raises ValueError for a name that there is not, or that two of them have.
+    """
+    found: dict[str, Tool] = {}
+    for spec in specs:
+        if spec == "all":
+            some = TOOLS
+        elif spec in TOOLS:
+            some = {spec: TOOLS[spec]}
+        elif Path(spec).suffix == ".py":
+            some = load_tools(spec)
+        elif Path(spec).suffix in (".json", ".csv"):
+            some = table_tool(spec)
+        else:
+            known = ", ".join(["all", *TOOLS])
+            raise ValueError(f"expected {known}, or a .py, .json or .csv file, got {shown(spec)!r}")
+        if twice := found.keys() & some.keys():
+            raise ValueError(f"{shown(spec)}: there is a tool of the name {min(twice)} already")
+        found |= some
+    return found
+
+
 def _checked_arguments(name: str, arguments: dict, parameters: dict) -> dict:
     """The arguments as the function takes them; ToolError if they are not what it is told."""
     known, required = parameters["properties"], parameters["required"]

@@ -115,7 +115,7 @@ def look_back(run: Run, batches: list[Rows], args) -> list[tuple[Rows, Tensor, T
     found = []
     for rows in batches:
         with run.autocast:
-            logits, values, _ = run.compiled(rows.X, rows.document_ids, places=rows.places)
+            logits, values, _ = run.compiled(**rows.inputs)
         rows.old, _ = token_log_probs(logits, rows.Y, args.temperature)
         kl = torch.zeros_like(rows.old) if rows.reference is None else rows.old - rows.reference
         columns = by_sequence(rows, torch.stack([rows.advantages, kl, values.float(), rows.mask]))

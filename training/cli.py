@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import traceback
@@ -21,6 +20,7 @@ from model.lora import LoRAConfig, default_targets
 from training import run_lock, run_log
 from training.compute import DTYPES, LONG_RUN
 from training.distributed import shutdown
+from training.faults import fault_in_words
 from training.lr_schedule import SCHEDULES
 from training.terminal import forgive_encodings
 
@@ -150,13 +150,17 @@ def add_sampling_flags(parser: argparse.ArgumentParser):
     """How completions are sampled, of which a model learns."""
     add = flags(parser, "sampling")
     add("--num_generations", at_least(2, 2**16), 8, "completions of every prompt")
-    add("--max_new_tokens", at_least(1), 64, "longest completion, in tokens")
+    add("--max_new_tokens", at_least(1), 64, "longest completion, tools' answers included")
     add("--temperature", in_range(0.01, 100), 1.0, "of sampling; the policy is what is sampled")
     text = "refused below 1: the policy that is trained would not be the one that is sampled"
     add("--top_p", in_range(0, 1), 1.0, text)
     add("--top_k", at_least(0), 0, "refused above 0, for the same reason")
     add("--mask_truncated", SWITCH, False, "learn nothing from completions cut at the limit")
     add("--max_running", at_least(1, 2**16), 256, "completions sampled at a time, per process")
+    text = "what completions may call: all, calculator, get_time, convert_units; .py, .json, .csv"
+    add("--tools", SEVERAL, None, text)
+    text = "turns of the model in a completion, tools answering between them"
+    add("--max_turns", at_least(1, 2**16), 4, text)
     text = "completions of every held-out prompt for pass@1 and pass@k; 0: greedy ones alone"
     add("--eval_generations", at_least(0, 2**16), 4, text)
 
@@ -343,28 +347,6 @@ def in_range(low: float, high: float, or_zero: bool = False) -> Callable[[str], 
     return number
 
 
-def check_weights(paths: list, weights: list[float]):
-    """--data_weights: ValueError unless there is one for each file, and each file once."""
-    if len(paths) != len(weights):
-        raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
-    resolved = [Path(path).resolve() for path in paths]
-    for path, place in zip(paths, resolved):
-        if (times := resolved.count(place)) > 1:
-            total = sum(weight for other, weight in zip(resolved, weights) if other == place)
-            raise ValueError(
-                f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
-                "in --data_weights"
-            )
-
-
-def write_args(out_dir: Path, args: argparse.Namespace, **more):
-    """args.json: every resolved flag and what else is needed to repeat the run."""
-    content = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    content |= more | {"torch": torch.__version__, "command": sys.argv}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "args.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
-
-
 def run(main: Callable[[], int | None]):
     """Call a script's main() and exit with the status that it returns, if that is not 0 or None.
 
@@ -395,16 +377,11 @@ def run(main: Callable[[], int | None]):
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or that of a CPU's allocator
-        what = str(error).split("DefaultCPUAllocator: ")[-1].split(".")[0]
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in what:
+    except RuntimeError as error:
+        text = fault_in_words(error)
+        if text is None:
             raise
-        print(
-            f"error: out of memory ({what}): halve --batch_size and double "
-            "--accumulation_steps (the same update, but not with --cuda_graphs), or lower "
-            "--max_seq_len, or take a smaller model",
-            file=sys.stderr,
-        )
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from model.compiler_cache import remove_unfinished
 from model.config import LMConfig
 from training.distributed import Ranks
 
@@ -57,8 +58,11 @@ def compiler(
         found = any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
         long_on_cpu = device.type == "cpu" and total_steps >= LONG_RUN and found
         flag = long_on_cpu or (device.type == "cuda" and find_spec("triton") is not None)
+    if not flag:
+        return lambda function: function
+    remove_unfinished()
     mode = "reduce-overhead" if cuda_graphs else None
-    return partial(torch.compile, dynamic=False, mode=mode) if flag else lambda function: function
+    return partial(torch.compile, dynamic=False, mode=mode)
 
 
 def check_cuda_graphs(args: argparse.Namespace, ranks: Ranks, config: LMConfig):

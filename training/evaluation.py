@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from dataset.chat import said_aloud, stop_ids
 from dataset.sft import SFTDataset
-from model.engine import Engine, Request
+from model.engine import Engine
+from model.request import Request
 from model.sampling import Sampling
 from tasks.prompts import read_prompts
 from tasks.task import Prompt

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from dataset.chat import stop_ids
 from dataset.tokenizer import Tokenizer
-from model.engine import Engine, Request
+from model.engine import Engine
+from model.request import Request
 from model.sampling import Sampling
+from training.completions import decoding_copy
 from training.distributed import sum_over_ranks
-from training.rollouts import decoding_copy
 from training.run import Run
 
 LARGEST_BATCH = 256  # answers drawn together

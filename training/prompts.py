@@ -16,6 +16,7 @@ from dataset.tokenizer import Tokenizer
 from tasks.prompts import read_prompts, to_prompt
 from tasks.rewards import check_prompts
 from tasks.task import Prompt
+from training.completions import Tools, names_of
 from training.distributed import local_main_first
 
 
@@ -66,27 +67,33 @@ class PromptDataset(Dataset):
         )
 
 
-def prompt_datasets(args, tokenizer: Tokenizer, run) -> tuple[PromptDataset, PromptDataset | None]:
+def prompt_datasets(
+    args, tokenizer: Tokenizer, run, tools: Tools
+) -> tuple[PromptDataset, PromptDataset | None]:
     """(training, held out or None): prompts of --data_path, of --val_data_path or a fraction.
 
-    Without --data_path they are the demo's sums. Raises ValueError if --reward can judge none.
+    Without --data_path they are the demo's sums. Where a record describes no tools, its prompt
+    describes these. Raises ValueError if --reward can judge none.
     """
-    problems = Problems()
+    problems, described = Problems(), tools.descriptions
 
     def read(paths, flag) -> list[Prompt]:
-        return read_prompts(paths, tokenizer, flag, args.on_bad_record, problems)
+        return read_prompts(paths, tokenizer, flag, args.on_bad_record, problems, tools=described)
 
     with local_main_first(run.ranks):
         held_out = read(args.val_data_path, "--val_data_path") if args.val_data_path else []
         if args.data_path:
             prompts = read(args.data_path, "--data_path")
         else:
-            prompts, own_held_out = demo_sums(tokenizer)
+            prompts, own_held_out = demo_sums(tokenizer, described)
             held_out = held_out or own_held_out
         if args.on_bad_record == "stop":
             problems.raise_if_any()
         for line in [*problems.lines(), *check_prompts(args.reward, prompts)]:
             run.say(line)
+        if tools.functions and (names := without_function([*prompts, *held_out], tools)):
+            run.say(f"warning: --tools has no {', '.join(names)}, which prompts describe: a call "
+                    "is answered by an error")  # fmt: skip
         if not held_out:
             contents = (repr(prompt.ids).encode() for prompt in prompts)
             is_held_out = held_out_items(contents, args.val_fraction)
@@ -96,7 +103,13 @@ def prompt_datasets(args, tokenizer: Tokenizer, run) -> tuple[PromptDataset, Pro
     return PromptDataset(prompts, longest), PromptDataset(held_out, longest) if held_out else None
 
 
-def demo_sums(tokenizer: Tokenizer) -> tuple[list[Prompt], list[Prompt]]:
+def without_function(prompts: list[Prompt], tools: Tools) -> list[str]:
+    """The names of the tools that prompts describe and nobody can call."""
+    described = dict.fromkeys(name for prompt in prompts for name in names_of(prompt))
+    return [name for name in described if name not in tools.functions]
+
+
+def demo_sums(tokenizer: Tokenizer, tools: list | None = None) -> tuple[list[Prompt], list[Prompt]]:
     """The demo's arithmetic in words that its training files have, and in words that none has."""
     both: list[list[Prompt]] = [[], []]
     for lang in ("en", "zh"):
@@ -107,5 +120,5 @@ def demo_sums(tokenizer: Tokenizer) -> tuple[list[Prompt], list[Prompt]]:
             for prompts, questions in zip(both, (asked, held_out)):
                 for question in questions:
                     fields = {"question": question, "answer": answer}
-                    prompts.append(to_prompt(tokenizer, True, False, None, fields))
+                    prompts.append(to_prompt(tokenizer, True, False, None, tools, fields))
     return both[0], both[1]

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of a row, n tokens of completions in them, V vocab_size
 
 from __future__ import annotations
 
-import copy
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,31 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dataset.best_fit import best_fit
-from dataset.chat import stop_ids
+from dataset.shared_prompts import rows_of_groups
 from dataset.tokenizer import Tokenizer
 from model import lora
-from model.actor_critic import ActorCritic
-from model.decoding_layers import for_decoding
-from model.engine import Engine, Request
 from model.model import MiniMindLM
 from model.sampling import Sampling
 from tasks.rewards import judged
-from tasks.task import Completion, Prompt, completion_of
-from training.distributed import sum_over_ranks, whole
+from tasks.task import Prompt
+from training.completions import Sample, Tools, decoding_copy, sample
+from training.distributed import sum_over_ranks
 from training.losses import in_chunks
 
 ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
 SHOWN = 3  # held-out completions that a log line is followed by
-
-
-@dataclass
-class Sample:
-    """A completion, and the log-probability of each of its tokens as it was drawn, in nats."""
-
-    completion: Completion
-    log_probs: list[float]
-    rewards: list[float] = field(default_factory=list)  # as `Rollouts.judge` has judged
 
 
 @dataclass
@@ -60,6 +48,8 @@ class Rows:
     figures       parts of what is logged of the update; they add up over micro-batches and ranks
     old           float32 [n]: log-probabilities in the first of the inner updates; None before
     reference     float32 [n]: those under the reference, where there is one
+    prefixes      int64 [B, T]: of a completion's tokens the document of its prompt, of others their
+                  own; None: every completion stands in one document with its prompt
     """
 
     X: Tensor
@@ -75,6 +65,15 @@ class Rows:
     figures: dict[str, Tensor] = field(default_factory=dict)
     old: Tensor | None = None
     reference: Tensor | None = None
+    prefixes: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What to call the model with, for logits [n, V]."""
+        return {
+            "input_ids": self.X, "document_ids": self.document_ids, "prefixes": self.prefixes,
+            "places": self.places,
+        }  # fmt: skip
 
     def means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of values [n]: parts of their means over the tokens of the whole update."""
@@ -106,68 +105,16 @@ def sequence_means(values: Tensor, rows: Rows) -> Tensor:
     return (sums / counts.clamp(min=1))[rows.sequences]
 
 
-def decoding_copy(run) -> MiniMindLM:
-    """A model for decoding with the weights as they are now, adapters merged, in run.dtype.
-
-    With --fsdp every rank gets the whole of it: ranks do not wait for each other's completions.
-    """
-    model = run.model.policy() if isinstance(run.model, ActorCritic) else run.model
-    if run.args.fsdp:
-        with torch.device("meta"):
-            model = MiniMindLM(run.config)
-            if run.adapter is not None:
-                lora.attach(model, run.adapter)
-        weights = {name: whole(p.detach()) for name, p in run.model.named_parameters()}
-        model.load_state_dict(weights, strict=False, assign=True)
-        if run.config.tie_word_embeddings:
-            model.lm_head.weight = model.model.embed_tokens.weight
-        model.make_buffers(run.device)
-    if run.dtype != torch.float32:
-        model = copy.deepcopy(model).to(run.dtype)
-    return for_decoding(model).eval()
-
-
-def sample(
-    model: MiniMindLM, tokenizer: Tokenizer, prompts: list[Prompt], seeds: list[str], count: int,
-    max_new_tokens: int, sampling: Sampling, max_running: int = 256,
-    is_over: Callable[[], bool] | None = None,
-) -> list[list[Sample]]:  # fmt: skip
-    """`count` completions of every prompt, by an engine that is made for them: nothing is kept.
-
-    A completion's draws depend on its prompt's seed and its own number alone. A prompt is read
-    once; its other completions take over what is known of it. is_over: asked before every step;
-    once it says so, completions stay as they are.
-    """
-    ends = set(stop_ids(tokenizer))
-    requests = [
-        Request(prompt.ids, max_new_tokens, ends, sampling, seed, number, 0, as_drawn=True)
-        for number in range(count)
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-    log_probs: dict[int, list[float]] = {id(request): [] for request in requests}
-    engine = Engine(model, max(1, min(max_running, len(requests))), kept=0, prompt_tokens=1024)
-    for request in requests:
-        engine.add(request)
-    while engine.has_work and not (is_over is not None and is_over()):
-        for drawn in engine.step():
-            if drawn.logprob is not None:
-                log_probs[id(drawn.request)].append(drawn.logprob.token)
-    groups: list[list[Sample]] = [[] for _ in prompts]
-    for at, request in enumerate(requests):
-        group, is_cut = at % len(prompts), request.ending != "stop"
-        completion = completion_of(tokenizer, prompts[group], request.tokens, is_cut)
-        groups[group].append(Sample(completion, log_probs[id(request)]))
-    return groups
-
-
 class Rollouts:
     """What a Run samples, how it is judged, and the rows that are made of it.
 
-    rewards: (name, weight, function of completions) as make_rewards has them.
+    rewards  (name, weight, function of completions) as make_rewards has them
+    tools    what completions may call
     """
 
-    def __init__(self, run, tokenizer: Tokenizer, rewards: list):
+    def __init__(self, run, tokenizer: Tokenizer, rewards: list, tools: Tools | None = None):
         self.run, self.tokenizer, self.rewards = run, tokenizer, rewards
+        self.tools = tools or Tools()
 
     def prompts(self, dataset, loader, epoch: int) -> Iterator[list[tuple[int, Prompt]]]:
         """This rank's prompts of every update of an epoch, with their numbers."""
@@ -196,7 +143,7 @@ class Rollouts:
         return sample(
             decoding_copy(self.run), self.tokenizer, [prompt for _, prompt in prompts],
             [f"{args.seed}/{name}/{number}" for number, _ in prompts], count, args.max_new_tokens,
-            sampling, args.max_running, is_over,
+            sampling, args.max_running, is_over, self.tools,
         )  # fmt: skip
 
     def judge(self, groups: list[list[Sample]]) -> Tensor:
@@ -204,9 +151,9 @@ class Rollouts:
         samples = [sample for group in groups for sample in group]
         if not samples:
             return torch.zeros(0, self.run.args.num_generations)
-        totals, parts = judged(self.rewards, [sample.completion for sample in samples])
-        for sample, *values in zip(samples, *parts.values()):
-            sample.rewards = values
+        totals, parts = judged(self.rewards, [one.completion for one in samples])
+        for one, *values in zip(samples, *parts.values()):
+            one.rewards = values
         return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
 
     def rows(
@@ -239,6 +186,11 @@ class Rollouts:
             "length": torch.tensor(sum(len(s.completion.ids) for s in samples) / completions),
             "truncated": torch.tensor(sum(s.completion.is_cut for s in samples) / completions),
         }
+        if self.tools.functions:
+            answers = [answer for s in samples for answer in tool_answers(s)]
+            refused = sum(answer.startswith("error: ") for answer in answers)
+            figures["calls"] = torch.tensor(len(answers) / completions)
+            figures["failed_calls"] = torch.tensor(refused / completions)
         for number, batch in enumerate(batches):  # the first batch tells for all
             batch.figures = {
                 name: (number == 0) * value.to(run.device) for name, value in figures.items()
@@ -247,43 +199,51 @@ class Rollouts:
 
     def _packed(self, samples: list[Sample], advantages: Tensor, weights: Tensor, tokens: float):
         run, args = self.run, self.run.args
-        pairs = [(s.completion.prompt.ids, s.completion.ids) for s in samples]
-        needed = np.array([len(prompt) + len(ids) - 1 for prompt, ids in pairs], dtype=np.int64)
+        prompts = [tuple(s.completion.prompt.ids) for s in samples]
+        before = [len(prompt) - 1 for prompt in prompts]
+        lengths = [len(s.ids) for s in samples]
         T, B = args.max_seq_len, args.batch_size
         is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
         if not is_compiled:
-            T = min(T, -(-ROW_OF * int(needed.max(initial=8)) // 64) * 64)
+            longest = max(map(sum, zip(before, lengths)), default=8)
+            T = min(T, -(-ROW_OF * longest // 64) * 64)
             B = B * args.max_seq_len // T
-        order, ends = best_fit(needed, T)
-        documents = np.split(order, ends[:-1]) if len(ends) else []
-        count = torch.tensor(max(1, -(-len(ends) // B)), device=run.device)  # micro-batches
+        arranged = rows_of_groups(prompts, before, lengths, T)
+        count = torch.tensor(max(1, -(-len(arranged) // B)), device=run.device)  # micro-batches
         if run.ranks.is_distributed:
             dist.all_reduce(count, dist.ReduceOp.MAX)
         count = int(count)
         if not is_compiled:
-            B = max(1, -(-len(ends) // count))
+            B = max(1, -(-len(arranged) // count))
         make = partial(self._batch, samples, advantages, weights, tokens, (B, T), is_compiled)
-        return [make(documents[B * i : B * (i + 1)]) for i in range(count)]
+        return [make(arranged[B * i : B * (i + 1)]) for i in range(count)]
 
     def _batch(self, samples, advantages, weights, tokens, shape, is_compiled, rows) -> Rows:
-        """A micro-batch of rows, each a list of the numbers of its samples; the rest is filling."""
-        X, document_ids = np.full(shape, self.tokenizer.eos_id, np.int64), np.zeros(shape, np.int64)
-        Y, sequences = np.zeros((2, *shape), np.int64)
+        """A micro-batch of rows, each the numbers of its samples by prompt; the rest is filling.
+
+        A prompt but for its last token stands there once, and behind it, each a document that
+        continues it, this token and the completion but for its own last: what predicts all of it.
+        """
+        X = np.full(shape, self.tokenizer.eos_id, np.int64)
+        document_ids, prefixes, Y, sequences = np.zeros((4, *shape), np.int64)
         mask, of_sequence, counted, sampled = np.zeros((4, *shape), np.float32)
         count = 0
-        for row, numbers in enumerate(rows):
-            begin = 0
-            for document, number in enumerate(numbers.tolist(), start=1):
-                completion = samples[number].completion
-                ids = [*completion.prompt.ids, *completion.ids]
-                end = begin + len(ids) - 1
-                answer = row, slice(end - len(completion.ids), end)
-                X[row, begin:end], Y[row, begin:end] = ids[:-1], ids[1:]
-                document_ids[row, begin:end] = document
-                mask[answer], sampled[answer] = 1, samples[number].log_probs
-                of_sequence[answer], counted[answer] = advantages[number], weights[number]
-                sequences[answer] = count
-                begin, count = end, count + 1
+        for row, groups in enumerate(rows):
+            end = document = 0
+            for numbers in groups:
+                *prompt, last = samples[numbers[0]].completion.prompt.ids
+                begin, end, document = end, end + len(prompt), document + 1
+                X[row, begin:end], prefix = prompt, document
+                document_ids[row, begin:end] = prefixes[row, begin:end] = document
+                for number in numbers:
+                    one = samples[number]
+                    begin, end, document = end, end + len(one.ids), document + 1
+                    X[row, begin:end], Y[row, begin:end] = [last, *one.ids[:-1]], one.ids
+                    document_ids[row, begin:end], prefixes[row, begin:end] = document, prefix
+                    said = row, begin + np.flatnonzero(one.is_said)
+                    mask[said], sampled[said] = 1, one.log_probs
+                    of_sequence[said], counted[said] = advantages[number], weights[number]
+                    sequences[said], count = count, count + 1
         places = np.flatnonzero(mask)
         is_filling = np.arange(mask.size if is_compiled else len(places)) >= len(places)
         last = places[-1] if len(places) else 0  # told again, for nothing
@@ -293,7 +253,8 @@ class Rollouts:
         told[1][is_filling] = told[4][is_filling] = 0  # mask and weight
         tensors = (X, document_ids, places, *told)
         share = torch.tensor(mask.sum() / tokens, device=self.run.device)
-        return Rows(*(torch.from_numpy(t).to(self.run.device) for t in tensors), share=share)
+        *tensors, prefixes = (torch.from_numpy(t).to(self.run.device) for t in (*tensors, prefixes))
+        return Rows(*tensors, share=share, prefixes=prefixes)
 
     @torch.no_grad()
     def ask_reference(self, reference: MiniMindLM | None, batches: list[Rows]):
@@ -304,7 +265,7 @@ class Rollouts:
         reference.eval()
         with lora.turned_off(reference), self.run.autocast:
             for rows in batches:
-                logits, _ = reference(rows.X, rows.document_ids, places=rows.places)
+                logits, _ = reference(**rows.inputs)
                 rows.reference, _ = token_log_probs(logits, rows.Y, self.run.args.temperature)
         reference.train(was_training)
 
@@ -344,5 +305,21 @@ class Rollouts:
     def _shown(self, sample: Sample) -> str:
         names = (name for name, _, _ in self.rewards)
         told = ", ".join(f"{name} {value:g}" for name, value in zip(names, sample.rewards))
-        question = " ".join(sample.completion.prompt.text.split())
-        return f"{question} ⟶ {' '.join(sample.completion.raw.split())} ({told})"
+        text = sample.completion.prompt.text + in_words(sample)
+        return f"{' '.join(text.split())} ({told})"
+
+
+def tool_answers(sample: Sample) -> list[str]:
+    """What tools have answered in a completion."""
+    return [m["content"] for m in sample.completion.messages if m["role"] == "tool"]
+
+
+def in_words(sample: Sample) -> str:
+    """A completion for people: ⟶ before what the model says, ⟵ before what a tool answers."""
+    *before, _ = sample.completion.messages
+    text = ""
+    for message in before:
+        text += f" {'⟵' if message['role'] == 'tool' else '⟶'} {message['content']}"
+        for call in message.get("tool_calls", []):
+            text += f" {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})"
+    return f"{text} ⟶ {sample.completion.raw}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dataset.chat import encode_conversation, parse_answer, thinks_in
+from dataset.chat import encode_conversation, thinks_in
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model.hf_format import Inherited, is_reward_model, load_config, load_model
 from model.reward_model import (
@@ -58,33 +58,35 @@ def score_conversations(
     return score_sequences(model, ids, batch_size)
 
 
-def rewards_of(run: Run, tokenizer: Tokenizer) -> list[tuple[str, float, Reward]]:
+def rewards_of(run: Run) -> list[tuple[str, float, Reward]]:
     """The rewards that --reward names: (name, weight, function) each."""
-    return make_rewards(run.args.reward, model_reward=model_reward(tokenizer, run.device))
+    return make_rewards(run.args.reward, model_reward=model_reward(run.device))
 
 
-def model_reward(tokenizer: Tokenizer, device="cpu", batch_size: int = 16) -> Callable:
+def model_reward(device="cpu", batch_size: int = 16) -> Callable:
     """What tasks.rewards.make_rewards makes a reward of: a folder → scores of completions.
 
-    tokenizer: of the model that the completions are from. An answer is read as the message that it
-    is, so that the reward model may have another tokenizer and template; thoughts that this
-    template has no place for are left out. One that was cut off is read as if it had ended there.
+    A completion is read as the messages that it is, so that the reward model may have another
+    tokenizer and template; thoughts that this template has no place for are left out. One that was
+    cut off is read as if it had ended there.
     """
 
     def reward_of(folder: Path) -> Callable:
         folder = checkpoint.model_folder(folder, "--reward model=")
-        model, its_tokenizer = load_reward_model(folder, device), load_tokenizer(folder)
+        model, tokenizer = load_reward_model(folder, device), load_tokenizer(folder)
+        unread = {"reasoning_content"} if thinks_in(tokenizer) is False else set()
 
-        def answer(completion) -> dict:
-            message = parse_answer(tokenizer, completion.ids)
-            if thinks_in(its_tokenizer) is False:
-                message.pop("reasoning_content", None)
-            return message
+        def conversation(completion) -> list[dict]:
+            said = [
+                {name: value for name, value in message.items() if name not in unread}
+                for message in completion.messages
+            ]
+            return [*completion.prompt.messages, *said]
 
         def score(completions: list) -> list[float]:
-            conversations = [[*c.prompt.messages, answer(c)] for c in completions]
             tools = [c.prompt.tools for c in completions]
-            return score_conversations(model, its_tokenizer, conversations, batch_size, tools)
+            conversations = list(map(conversation, completions))
+            return score_conversations(model, tokenizer, conversations, batch_size, tools)
 
         return score
 

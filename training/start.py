@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def first_state(
     if ranks.is_main:
         config = model.config.to_dict()
         more = {"total_steps": total_steps, "config": config, "changes": changes}
-        cli.write_args(args.out_dir, args, **more, **identity)
+        _write_args(args.out_dir, args, **more, **identity)
     return state
 
 
@@ -95,10 +97,24 @@ def _check_paths(args):
     if getattr(args, "questions", None):
         check_path(args.questions, "--questions")
     if getattr(args, "data_weights", None):
-        cli.check_weights(args.data_path or ["the demo corpus"], args.data_weights)
+        _check_weights(args.data_path or ["the demo corpus"], args.data_weights)
     _check_writable(args.cache_dir, f"--cache_dir {args.cache_dir}")
     if args.data_path is None:
         _check_writable(DEMO_DATA, f"{DEMO_DATA}, where the demo corpus goes")
+
+
+def _check_weights(paths: list, weights: list[float]):
+    """--data_weights: ValueError unless there is one for each file, and each file once."""
+    if len(paths) != len(weights):
+        raise ValueError(f"--data_weights: {len(weights)} weights for {len(paths)} --data_path")
+    resolved = [Path(path).resolve() for path in paths]
+    for path, place in zip(paths, resolved):
+        if (times := resolved.count(place)) > 1:
+            total = sum(weight for other, weight in zip(resolved, weights) if other == place)
+            raise ValueError(
+                f"--data_path {path}: given {times} times; give it once, with the weight {total:g} "
+                "in --data_weights"
+            )
 
 
 def _check_writable(folder: Path, name: str):
@@ -117,6 +133,14 @@ def _changes(resumed_from: Path, args, config, step: int, ranks: Ranks) -> list[
         _say(ranks, [f"changed since step {step}: {in_words(changed)}"])
         changes = [*changes, {"step": step} | changed]
     return changes
+
+
+def _write_args(out_dir: Path, args, **more):
+    """args.json: every resolved flag and what else is needed to repeat the run."""
+    content = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    content |= more | {"torch": torch.__version__, "command": sys.argv}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "args.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def _end_if_finished(folder: Path, total_steps: int, args, ranks: Ranks, config: LMConfig):
