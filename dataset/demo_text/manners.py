@@ -29,7 +29,7 @@ WORSE = shares(
 
 
 def worse_thanks(rng: random.Random, decks: QuestionDecks, plain: str, before: list[Turn]) -> str:
-    """Return an answer to thanks that is worse than the kind one."""
+    """Return an answer to thanks that is worse than the kind one, or by chance that one itself."""
     lang = decks.lang
     kind, kind_words, gap = kind_thanks(lang, plain), KIND_WORDS[lang], space(lang)
     polite = [answer for _, answer in (*identity.GREETINGS[lang], *identity.FAREWELLS[lang][3:])]
@@ -37,8 +37,7 @@ def worse_thanks(rng: random.Random, decks: QuestionDecks, plain: str, before: l
     def another() -> str:
         return pick(rng, (decks.any()[1], decks.about_me()[1], before[-1][1], pick(rng, polite)))
 
-    other = another()
-    how = pick(rng, WORSE)
+    other, how = another(), pick(rng, WORSE)
     if how == "cut":
         return kind[: len(plain) + 1 + below(rng, len(kind_words) - 1)].rstrip()
     if how == "slip":  # up to three letters missing, or some of another sentence in their place
@@ -75,7 +74,9 @@ def _pairs(seed: int, known: set) -> list[dict]:
         decks = QuestionDecks(rng, lang)
         for _ in range(PAIRS[lang]):
             before, (question, plain) = _thanks(rng, decks, known)
-            good, bad = kind_thanks(lang, plain), worse_thanks(rng, decks, plain, before)
+            good = bad = kind_thanks(lang, plain)
+            while bad == good:
+                bad = worse_thanks(rng, decks, plain, before).strip()
             result.append(
                 {
                     "chosen": messages([*before, (question, good)]),
