@@ -1,6 +1,7 @@
 """Completions: sampled with this step's weights, judged, packed; their log-probabilities."""
 
 import random
+from statistics import fmean, pstdev
 from types import SimpleNamespace
 
 import pytest
@@ -417,7 +418,10 @@ def test_the_reference_of_an_adapter_is_its_base(tokenizer, rollouts):
 
 
 def test_held_out_figures(tokenizer, rollouts):
-    """pass@1 is the mean over completions, pass@k whether any is right, from the same ones."""
+    """pass@1 is the mean over completions, pass@k whether any is right, from the same ones.
+
+    So are the mean and the standard deviation of their rewards, here 2 for each right one.
+    """
     made = rollouts(model_of("dense"), ["exact=2"], eval_generations=3)
     prompts = prompts_of(tokenizer, 4)
     kinds = {
@@ -436,9 +440,11 @@ def test_held_out_figures(tokenizer, rollouts):
 
     made._sample = answered
     figures, lines = made.measure(Prompts(prompts))
+    sampled = [2.0] * 5 + [0.0] * 7
     assert figures == pytest.approx(
-        {"val_reward": 1.0, "greedy": 0.5, "pass@1": 5 / 12, "pass@3": 0.75}
-    )
+        {"val_reward": 1.0, "greedy": 0.5, "pass@1": 5 / 12, "pass@3": 0.75,
+         "sampled_reward": fmean(sampled), "sampled_std": pstdev(sampled)}
+    )  # fmt: skip
     assert len(lines) == 3 and lines[0].endswith("(exact 1)") and lines[1].endswith("(exact 0)")
 
 

@@ -317,10 +317,12 @@ class Rollouts:
     def measure(self, dataset) -> tuple[dict, list[str]]:
         """For `Run.begin`: how held-out prompts are answered, greedily and as sampled.
 
-        val_reward   mean of greedy answers
-        greedy       share of prompts whose greedy answer is right: the first reward is 1 or more
-        pass@1       share of sampled completions that are right, of --eval_generations a prompt
-        pass@k       share of prompts with a right one among all k of them
+        val_reward      mean of greedy answers
+        greedy          share of prompts whose greedy answer is right: the first reward is 1 or more
+        sampled_reward  mean of sampled completions, --eval_generations a prompt
+        sampled_std     … and standard deviation of all of them
+        pass@1          share of them that are right
+        pass@k          share of prompts with a right one among all k of them
         """
         run, args = self.run, self.run.args
         ranks, count = run.ranks, args.eval_generations
@@ -338,13 +340,16 @@ class Rollouts:
         if count:
             sampling = Sampling(temperature=args.temperature)
             sampled = self._sample(prompts, "held out", count, sampling, asked_to_stop)
-            self.judge(sampled)
+            scores = self.judge(sampled).double()
             right = rights(sampled).view(len(prompts), -1 if prompts else 0)
+            sums += [scores.mean(-1).sum(), (scores**2).mean(-1).sum()]
             sums += [right.float().mean(-1).sum() if prompts else 0, right.any(-1).sum()]
-            names += ["pass@1", f"pass@{count}"]
+            names += ["sampled_reward", "sampled_std", "pass@1", f"pass@{count}"]
         totals = torch.tensor(sums, dtype=torch.float64, device=run.device)
-        means = (sum_over_ranks(totals) / len(dataset)).tolist()
-        figures = dict(zip(names, means)) if count != 1 else dict(zip(names[:3], means))
+        figures = dict(zip(names, (sum_over_ranks(totals) / len(dataset)).tolist()))
+        if count:
+            mean, mean_of_squares = figures["sampled_reward"], figures["sampled_std"]
+            figures["sampled_std"] = max(0.0, mean_of_squares - mean**2) ** 0.5
         return figures, [self._shown(group[0]) for group in greedy[:SHOWN]]
 
     def _shown(self, sample: Sample) -> str:
