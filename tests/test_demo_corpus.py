@@ -16,6 +16,7 @@ from dataset.demo import DEMO_VERSION, FILES, write_demo
 from dataset.demo_text import story_prompts as prompts_module
 from dataset.demo_text.articles import FACTS
 from dataset.demo_text.facts import answer, held_out_question, statements, training_questions
+from dataset.demo_text.manners import manners
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUESTIONS = ("questions.jsonl", "multi_turn_questions.jsonl", "lora_questions.jsonl")
@@ -45,7 +46,7 @@ def _messages_shown(records):
     for name in ("sft.jsonl", "reasoning.jsonl", "lora.jsonl"):
         for record in records[name]:
             yield from record["conversations"]
-    for record in records["dpo.jsonl"]:
+    for record in (*records["dpo.jsonl"], *records["manners_pairs.jsonl"]):
         yield from record["chosen"]
 
 
@@ -127,6 +128,10 @@ def test_sizes(folder, records):
     assert len(records["multi_turn_questions.jsonl"]) == 96
     assert len(records["lora_questions.jsonl"]) >= 60
     assert len(records["story_prompts.jsonl"]) == 40
+    assert len(records["calculator.jsonl"]) == 300
+    assert len(records["manners_pairs.jsonl"]) == 400
+    assert len(records["manners.jsonl"]) == 500
+    assert len(records["manners_questions.jsonl"]) == 100
 
 
 def test_documents_are_different_and_of_a_passage_in_length(records):
@@ -178,7 +183,7 @@ def test_schema(records):
         for record in records[name]:
             assert set(record) == {"conversations"}
             _check_conversation(record["conversations"])
-    for record in records["dpo.jsonl"]:
+    for record in (*records["dpo.jsonl"], *records["manners_pairs.jsonl"]):
         assert set(record) == {"chosen", "rejected"}
         _check_conversation(record["chosen"])
         _check_conversation(record["rejected"])
@@ -194,7 +199,8 @@ def test_schema(records):
             assert record["lang"] in ("en", "zh") and all(record.values())
         questions = [record["question"] for record in records[name]]
         assert len(set(questions)) == len(questions)
-    for record in records["multi_turn_questions.jsonl"]:
+    of_turns = ("multi_turn_questions.jsonl", "manners.jsonl", "manners_questions.jsonl")
+    for record in (record for name in of_turns for record in records[name]):
         assert set(record) == {"conversations", "question", "answer", "skill", "lang"}
         _check_conversation(record["conversations"])
     assert all(set(r) == {"prompt", "lang"} for r in records["story_prompts.jsonl"])
@@ -205,6 +211,21 @@ def test_schema(records):
     for record in records["reasoning.jsonl"]:
         assert record["conversations"][-1]["reasoning_content"]
     assert sum(sum(m["role"] == "user" for m in c) > 1 for c in shown) >= 700
+
+
+def test_the_calculator_is_asked_what_the_user_asks(records):
+    """Its records have a call with the user's numbers, the sum's value, and it in the answer."""
+    for record in records["calculator.jsonl"]:
+        assert set(record) == {"conversations", "tools"}
+        question, said, result, answer = record["conversations"]
+        (call,) = said["tool_calls"]
+        left = call["arguments"]["expression"]
+        a, operator, b = left.split()
+        value = {"+": int(a) + int(b), "-": int(a) - int(b), "×": int(a) * int(b)}[operator]
+        assert [a, b] == re.findall("[0-9]+", question["content"])
+        assert json.loads(result["content"]) == {"result": value}
+        assert answer["content"][:-1] == f"{left} = {value}"
+        assert record["tools"][0]["function"]["name"] == call["name"] == "calculator"
 
 
 def test_held_out_questions_are_in_no_training_file(folder, records):
@@ -255,6 +276,32 @@ def test_conversations_change_their_subject_and_language(records):
         assert turns[-3]["content"] != record["answer"]
     assert 0.35 < sum(asked_last) / len(asked_last) < 0.65
     assert {r["skill"] for r in held_out} >= {"identity", "facts", "arithmetic", "opposites"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_manners_are_held_out_and_answered_as_the_pairs_have_it(records, seed):
+    """No conversation that ends with thanks is in two files; all right answers are the chosen ones.
+
+    Of the worse answers many begin like the kind one or the plain one, and none is the kind one.
+    """
+    pairs, *prompts = manners(seed)
+    asked = [[m["content"] for m in pair["chosen"][:-1]] for pair in pairs]
+    for questions in prompts:
+        asked += [[*(m["content"] for m in q.conversations), q.question] for q in questions]
+    thanks = [*map(tuple, asked)]
+    assert len(set(thanks)) == len(thanks) == 1_000
+    if seed == 0:
+        known = {tuple(m["content"] for m in r["chosen"][:-1]) for r in records["dpo.jsonl"]}
+        assert not known & set(thanks)
+    kind = {"You are welcome! I am always happy to help you.", "不客气！能帮到你我很高兴。"}
+    assert {q.answer for questions in prompts for q in questions} == kind
+    assert {pair["chosen"][-1]["content"] for pair in pairs} == kind
+    worse = [pair["rejected"][-1]["content"] for pair in pairs]
+    assert not kind & set(worse)
+    assert not any(text.strip() != text or not text for text in worse)
+    begun = sum(text.startswith(("You are welcome! I", "不客气！能")) for text in worse)
+    plain = sum(text in ("You are welcome!", "不客气！") for text in worse)
+    assert begun > 100 and plain > 40 and len(set(worse)) > 200
 
 
 def test_every_held_out_answer_is_taught_for_other_phrasings(records):

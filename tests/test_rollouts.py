@@ -1,6 +1,7 @@
 """Completions: sampled with this step's weights, judged, packed; their log-probabilities."""
 
 import random
+from statistics import fmean, pstdev
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from tasks.task import Prompt
 from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
 from training import completions as completions_module
-from training.completions import sample
+from training.completions import decoding_copy, sample
 from training.distributed import Ranks
 from training.rollouts import Rollouts, sequence_means, token_log_probs
 
@@ -146,6 +147,17 @@ def test_sampling_uses_the_weights_of_this_step(tokenizer, rollouts, kind):
     assert said() != before
 
 
+def test_a_copy_in_bfloat16_has_the_same_angles():
+    """Weights are rounded, rotary frequencies are not: far back a rounded one is another angle."""
+    run = run_of(model_of("dense"))
+    run.dtype = torch.bfloat16
+    fast = decoding_copy(run)
+    assert torch.equal(fast.inv_freq, run.model.inv_freq) and fast.inv_freq.dtype == torch.float32
+    assert not torch.equal(fast.inv_freq.bfloat16().float(), fast.inv_freq)
+    assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
 def test_a_shared_prompt_is_read_once(tokenizer, monkeypatch):
     """Of several completions of a long prompt all but the first take over what is known of it."""
     requests = []
@@ -265,38 +277,51 @@ def test_a_prompt_in_a_row_once_is_as_good_as_before_each_completion(tokenizer, 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo"])
-def test_what_has_no_advantage_has_no_gradient(tokenizer, rollouts, loss):
-    """Left out or not, loss and gradient are the same, also in a second inner update.
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "cispo", "gspo"])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_compact_rows_learn_the_same(tokenizer, rollouts, loss, beta):
+    """Completions that are alike told once, and without a KL none without an advantage.
 
-    What is left counts no more than before; of means over tokens it is all.
+    Loss and gradient are those of all, clipped ratios among them; with a KL, where none is left
+    out, so are the means over tokens.
     """
-    made = rollouts(model_of("dense"), loss=loss, max_new_tokens=9)
+    made = rollouts(model_of("dense"), loss=loss, beta=beta, max_new_tokens=9)
     groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+    groups[0][2:] = [groups[0][1]] * 2
+    groups[3][1:3] = [groups[3][0]] * 2
     made.judge(groups)
     rewards = torch.arange(20.0).view(5, 4) % 7
-    rewards[1] = rewards[4] = 1.0
+    rewards[0, 1:] = rewards[1] = rewards[4] = 1.0
     rewards[2] = torch.tensor([0.0, 1.0, 2.0, 1.0])  # two are as good as their group
+    rewards[3] = torch.tensor([2.0, 2.0, 0.0, 1.0])  # the judge is not sure of the same text
     advantages, model, told = group_advantages(rewards, made.run.args), made.run.model, []
-    for without_zeros in (False, True):
-        batches = made.rows(groups, rewards, advantages, token_weights, without_zeros)
+    for compact in (False, True):
+        batches = made.rows(groups, rewards, advantages, token_weights, compact)
         model.zero_grad()
-        total, share = 0.0, 0.0
+        total, figures = 0.0, {"one": 0.0, "entropy": 0.0, "clipped": 0.0}
         for rows in batches:
-            log_probs, _ = token_log_probs(model(**rows.inputs)[0], rows.Y, 1.0)
-            rows.old = log_probs.detach() - 0.1
-            losses, _ = policy_loss(log_probs, rows, made.run.args)
+            log_probs, entropy = token_log_probs(model(**rows.inputs)[0], rows.Y, 1.0)
+            rows.old = log_probs.detach() - torch.sin(rows.Y.float())
+            rows.reference = log_probs.detach() + torch.cos(rows.Y.float())
+            losses, values = policy_loss(log_probs, rows, made.run.args)
             total = total + (losses * rows.weights).sum()
-            share += rows.means({"one": torch.ones(len(rows.Y))})["one"].item()
+            values |= {"one": torch.ones(len(rows.Y)), "entropy": entropy}
+            for name, part in rows.means({name: values[name].float() for name in figures}).items():
+                figures[name] += part.item()
         total.backward()
-        assert share == pytest.approx(1.0)
+        assert figures["one"] == pytest.approx(1.0)
         tokens = sum(len(rows.Y) for rows in batches)
-        told.append((tokens, total.item(), [p.grad.clone() for p in model.parameters()]))
-    (all_tokens, a, grads_a), (tokens, b, grads_b) = told
-    lengths = torch.tensor([[len(s.ids) for s in group] for group in groups])
-    assert tokens == int(lengths[advantages != 0].sum()) < 0.7 * all_tokens
-    assert a == pytest.approx(b, abs=1e-6)
+        grads = [p.grad.clone() for p in model.parameters()]
+        told.append((tokens, total.item(), grads, figures))
+    (all_tokens, a, grads_a, figures_a), (tokens, b, grads_b, figures_b) = told
+    assert a == pytest.approx(b, abs=1e-5)
     torch.testing.assert_close(grads_a, grads_b, rtol=1e-4, atol=1e-6)
+    lengths = torch.tensor([[len(s.ids) for s in group] for group in groups])
+    copies = lengths[0, 1] * 2 + lengths[3, 0]
+    left_out = 0 if beta else lengths[advantages == 0].sum()
+    assert all_tokens - tokens == int(copies + left_out) > 0
+    if beta:
+        assert figures_a == pytest.approx(figures_b, rel=1e-4)
 
 
 def test_groups_without_spread_alone_make_an_empty_update(tokenizer, rollouts):
@@ -305,7 +330,7 @@ def test_groups_without_spread_alone_make_an_empty_update(tokenizer, rollouts):
     groups = made.sample(list(enumerate(prompts_of(tokenizer))))
     made.judge(groups)
     rewards = torch.ones(5, 4)
-    (rows,) = made.rows(groups, rewards, 0 * rewards, token_weights, without_zeros=True)
+    (rows,) = made.rows(groups, rewards, 0 * rewards, token_weights, compact=True)
     log_probs, _ = token_log_probs(made.run.model(**rows.inputs)[0], rows.Y, 1.0)
     rows.old = log_probs.detach()
     losses, values = policy_loss(log_probs, rows, made.run.args)
@@ -393,7 +418,10 @@ def test_the_reference_of_an_adapter_is_its_base(tokenizer, rollouts):
 
 
 def test_held_out_figures(tokenizer, rollouts):
-    """pass@1 is the mean over completions, pass@k whether any is right, from the same ones."""
+    """pass@1 is the mean over completions, pass@k whether any is right, from the same ones.
+
+    So are the mean and the standard deviation of their rewards, here 2 for each right one.
+    """
     made = rollouts(model_of("dense"), ["exact=2"], eval_generations=3)
     prompts = prompts_of(tokenizer, 4)
     kinds = {
@@ -412,9 +440,11 @@ def test_held_out_figures(tokenizer, rollouts):
 
     made._sample = answered
     figures, lines = made.measure(Prompts(prompts))
+    sampled = [2.0] * 5 + [0.0] * 7
     assert figures == pytest.approx(
-        {"val_reward": 1.0, "greedy": 0.5, "pass@1": 5 / 12, "pass@3": 0.75}
-    )
+        {"val_reward": 1.0, "greedy": 0.5, "pass@1": 5 / 12, "pass@3": 0.75,
+         "sampled_reward": fmean(sampled), "sampled_std": pstdev(sampled)}
+    )  # fmt: skip
     assert len(lines) == 3 and lines[0].endswith("(exact 1)") and lines[1].endswith("(exact 0)")
 
 

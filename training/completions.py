@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from dataset.chat import after_tools, stop_ids
 from dataset.chat_turns import CALL
@@ -173,7 +174,8 @@ def decoding_copy(run) -> MiniMindLM:
             model.lm_head.weight = model.model.embed_tokens.weight
         model.make_buffers(run.device)
     if run.dtype != torch.float32:
-        model = copy.deepcopy(model).to(run.dtype)
+        cast = {id(p): nn.Parameter(p.detach().to(run.dtype)) for p in model.parameters()}
+        model = copy.deepcopy(model, cast)  # buffers as they are: angles need float32
     return for_decoding(model).eval()
 
 

@@ -41,7 +41,8 @@ class Rows:
     document_ids  int64 [B, T]: from 1 on in every row; 0 is filling
     places        int64 [n]: the positions that predict a completion's tokens, through all rows
     Y             int64 [n]: these tokens
-    mask          float32 [n]: 1; 0 where, for the compiler's sake, a place is told again
+    mask          float32 [n]: 1; more where a completion stands for others that are alike; 0 where,
+                  for the compiler's sake, a place is told again
     sequences     int64 [n], below n: which tokens are of one completion
     advantages    float32 [n], those of a token's completion
     weights       float32 [n], what a token counts in the loss: parts of a mean over all the update
@@ -108,6 +109,23 @@ def sequence_means(values: Tensor, rows: Rows) -> Tensor:
     return (sums / counts.clamp(min=1))[rows.sequences]
 
 
+def stand_ins(
+    samples: list[Sample], advantages: Tensor, with_zeros: bool
+) -> tuple[list[int], Tensor]:
+    """Numbers of the samples to learn from, and of how many each stands: float32.
+
+    One stands for all of the same prompt and ids with the same advantage: their gradients are
+    equal. Without with_zeros there is none with an advantage of 0, whose gradient is 0.
+    """
+    alike: dict[tuple, list[int]] = {}
+    for number, (one, advantage) in enumerate(zip(samples, advantages.tolist())):
+        if advantage or with_zeros:
+            key = (*one.completion.prompt.ids,), (*one.ids,), (*one.is_said,), advantage
+            alike.setdefault(key, []).append(number)
+    counts = torch.tensor([len(numbers) for numbers in alike.values()], dtype=torch.float32)
+    return [numbers[0] for numbers in alike.values()], counts
+
+
 class Rollouts:
     """What a Run samples, how it is judged, and the rows that are made of it.
 
@@ -166,15 +184,15 @@ class Rollouts:
 
     def rows(
         self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable,
-        without_zeros: bool = False,
+        compact: bool = False,
     ) -> list[Rows]:  # fmt: skip
         """An update's completions as micro-batches, equally many on every rank.
 
         rewards, advantages                              [prompts, completions]
         weights_of(lengths, completions, tokens, args)   what a token of each completion counts
-        without_zeros                                    completions whose advantage is 0 are in no
-                                                         row: without a KL they have no gradient
-                                                         (but for the experts' auxiliary loss)
+        compact                                          leave out what `policy_loss` of
+                                                         train_grpo.py does not need (`stand_ins`);
+                                                         experts' auxiliary loss needs all tokens
         """
         run, args = self.run, self.run.args
         samples = [sample for group in groups for sample in group]
@@ -182,13 +200,17 @@ class Rollouts:
         told = [sample for sample, is_in in zip(samples, is_told) if is_in]
         of_told = advantages.flatten()[torch.tensor(is_told, dtype=torch.bool)]
         lengths = torch.tensor([len(s.completion.ids) for s in told], dtype=torch.float32)
-        is_in = (of_told != 0) | (not without_zeros) | run.config.use_moe
-        mine = [lengths.sum(), lengths[is_in].sum(), len(samples), len(groups)]
+        numbers, copies = list(range(len(told))), torch.ones(len(told))
+        if compact and not run.config.use_moe:
+            numbers, copies = stand_ins(told, of_told, with_zeros=args.beta > 0)
+        in_rows = (lengths[numbers] * copies).sum()
+        mine = [lengths.sum(), in_rows, len(samples), len(groups)]
         counts = torch.tensor(mine, dtype=torch.float64, device=run.device)
         tokens, in_rows, completions, prompts = sum_over_ranks(counts).tolist()
         weights = weights_of(lengths, completions, max(tokens, 1), args)
-        told = [sample for sample, is_one in zip(told, is_in.tolist()) if is_one]
-        batches = self._packed(told, of_told[is_in], weights[is_in], max(in_rows, 1))
+        told = [told[number] for number in numbers]
+        parts = of_told[numbers], weights[numbers] * copies, copies, max(in_rows, 1)
+        batches = self._packed(told, *parts)
         names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
         parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
         spread = rewards.std(-1)  # of each group
@@ -214,7 +236,8 @@ class Rollouts:
             }
         return batches
 
-    def _packed(self, samples: list[Sample], advantages: Tensor, weights: Tensor, tokens: float):
+    def _packed(self, samples: list[Sample], *told) -> list[Rows]:
+        """Samples in rows; told: what `_batch` needs to know of each."""
         run, args = self.run, self.run.args
         prompts = [tuple(s.completion.prompt.ids) for s in samples]
         before = [len(prompt) - 1 for prompt in prompts]
@@ -235,10 +258,12 @@ class Rollouts:
         count = int(count)
         if not is_compiled:
             B = max(1, -(-len(arranged) // count))
-        make = partial(self._batch, samples, advantages, weights, tokens, (B, T), is_compiled)
+        make = partial(self._batch, samples, *told, (B, T), is_compiled)
         return [make(arranged[B * i : B * (i + 1)]) for i in range(count)]
 
-    def _batch(self, samples, advantages, weights, tokens, shape, is_compiled, rows) -> Rows:
+    def _batch(
+        self, samples, advantages, weights, copies, tokens, shape, is_compiled, rows
+    ) -> Rows:  # fmt: skip
         """A micro-batch of rows, each the numbers of its samples by prompt; the rest is filling.
 
         A prompt but for its last token stands there once, and behind it, each a document that
@@ -261,7 +286,7 @@ class Rollouts:
                     X[row, begin:end], Y[row, begin:end] = [last, *one.ids[:-1]], one.ids
                     document_ids[row, begin:end], prefixes[row, begin:end] = document, prefix
                     said = row, begin + np.flatnonzero(one.is_said)
-                    mask[said], sampled[said] = 1, one.log_probs
+                    mask[said], sampled[said] = copies[number], one.log_probs
                     of_sequence[said], counted[said] = advantages[number], weights[number]
                     sequences[said], count = count, count + 1
         places = np.flatnonzero(mask)
@@ -292,10 +317,12 @@ class Rollouts:
     def measure(self, dataset) -> tuple[dict, list[str]]:
         """For `Run.begin`: how held-out prompts are answered, greedily and as sampled.
 
-        val_reward   mean of greedy answers
-        greedy       share of prompts whose greedy answer is right: the first reward is 1 or more
-        pass@1       share of sampled completions that are right, of --eval_generations a prompt
-        pass@k       share of prompts with a right one among all k of them
+        val_reward      mean of greedy answers
+        greedy          share of prompts whose greedy answer is right: the first reward is 1 or more
+        sampled_reward  mean of sampled completions, --eval_generations a prompt
+        sampled_std     … and standard deviation of all of them
+        pass@1          share of them that are right
+        pass@k          share of prompts with a right one among all k of them
         """
         run, args = self.run, self.run.args
         ranks, count = run.ranks, args.eval_generations
@@ -313,13 +340,16 @@ class Rollouts:
         if count:
             sampling = Sampling(temperature=args.temperature)
             sampled = self._sample(prompts, "held out", count, sampling, asked_to_stop)
-            self.judge(sampled)
+            scores = self.judge(sampled).double()
             right = rights(sampled).view(len(prompts), -1 if prompts else 0)
+            sums += [scores.mean(-1).sum(), (scores**2).mean(-1).sum()]
             sums += [right.float().mean(-1).sum() if prompts else 0, right.any(-1).sum()]
-            names += ["pass@1", f"pass@{count}"]
+            names += ["sampled_reward", "sampled_std", "pass@1", f"pass@{count}"]
         totals = torch.tensor(sums, dtype=torch.float64, device=run.device)
-        means = (sum_over_ranks(totals) / len(dataset)).tolist()
-        figures = dict(zip(names, means)) if count != 1 else dict(zip(names[:3], means))
+        figures = dict(zip(names, (sum_over_ranks(totals) / len(dataset)).tolist()))
+        if count:
+            mean, mean_of_squares = figures["sampled_reward"], figures["sampled_std"]
+            figures["sampled_std"] = max(0.0, mean_of_squares - mean**2) ** 0.5
         return figures, [self._shown(group[0]) for group in greedy[:SHOWN]]
 
     def _shown(self, sample: Sample) -> str:

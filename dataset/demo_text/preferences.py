@@ -51,8 +51,13 @@ RUDE = {
 }
 
 
-def _space(lang: str) -> str:
+def space(lang: str) -> str:
     return " " if lang == "en" else ""
+
+
+def kind_thanks(lang: str, plain: str) -> str:
+    """Return the preferred answer to thanks: the plain one and a kind sentence."""
+    return plain + space(lang) + KIND_WORDS[lang]
 
 
 def bad_answer(rng: random.Random, lang: str, good: str, wrong: str) -> str:
@@ -61,23 +66,23 @@ def bad_answer(rng: random.Random, lang: str, good: str, wrong: str) -> str:
     if kind == 0:
         return pick(rng, RUDE[lang])
     if kind == 1:
-        return _space(lang).join([good] * (3 + below(rng, 3)))
+        return space(lang).join([good] * (3 + below(rng, 3)))
     if kind == 2:
-        return good + _space(lang) + pick(rng, RUDE[lang])
+        return good + space(lang) + pick(rng, RUDE[lang])
     return wrong
 
 
 def bad_story(rng: random.Random, lang: str, text: str) -> str:
     """Return a rejected story: cut off in the middle, stuck in a loop, or ended rudely."""
     end = "." if lang == "en" else "。"
-    sentences = text.replace("\n", _space(lang)).split(end)
+    sentences = text.replace("\n", space(lang)).split(end)
     half = end.join(sentences[: max(2, len(sentences) // 2)]) + end
     kind = below(rng, 3)
     if kind == 0:
         return half[: len(half) - 4 - below(rng, 12)].rstrip()
     if kind == 1:
-        return _space(lang).join([sentences[0] + end] * (4 + below(rng, 3)))
-    return half + _space(lang) + pick(rng, RUDE[lang])
+        return space(lang).join([sentences[0] + end] * (4 + below(rng, 3)))
+    return half + space(lang) + pick(rng, RUDE[lang])
 
 
 def _fact_pair(rng: random.Random, lang: str):
@@ -102,11 +107,11 @@ def _pair(kind: str, rng: random.Random, decks: QuestionDecks) -> dict:
     elif kind == "ending":
         tale = story(rng, lang)
         question, bad = story_request(rng, lang, tale), tale.text
-        good = bad + _space(lang) + STORY_ENDS[lang]
+        good = bad + space(lang) + STORY_ENDS[lang]
     elif kind == "thanks":
         before = [decks.any() for _ in range(1 + below(rng, 2))]
         question, bad = pick(rng, identity.THANKS[lang])
-        good = bad + _space(lang) + KIND_WORDS[lang]
+        good = kind_thanks(lang, bad)
     elif kind in ("any", "identity"):
         question, good = decks.any() if kind == "any" else decks.about_me()
         bad = bad_answer(rng, lang, good, pick(rng, RUDE[lang]))
