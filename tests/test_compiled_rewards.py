@@ -60,5 +60,5 @@ def test_compiled_runs(tmp_path, flags, script):
     if once:
         run(script, tmp_path / "once", *more, *once, "--compile", "--max_steps", 1, timeout=900)
         line = figures(tmp_path / "once")[1]
-        assert line["clipped"] == 0 and line["gap"] < 1e-5
+        assert line["clipped"] == 0 and line.get("gap", 0) < 1e-5  # PPO logs none
         assert line.get("drift", 0) == 0 and abs(line.get("kl", 0)) < 1e-6
