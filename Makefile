@@ -8,7 +8,7 @@ CHATS ?= ../shared/data/sft_alpaca_en_zh.jsonl
 KEEP_PAGES := glibc.malloc.mmap_threshold=68719476736:glibc.malloc.trim_threshold=68719476736
 KEEP_PAGES := $(KEEP_PAGES):glibc.malloc.hugetlb=1
 
-.PHONY: demo install test test-slow bench clean
+.PHONY: demo demo-rl install test test-slow bench clean
 
 # Writes a small corpus, trains a 5M model on it in four stages, and says what each has improved:
 # four to six minutes on two CPU cores with bfloat16, twelve without.
@@ -46,6 +46,38 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "Talk to it in the terminal:  $(RUN) eval_model.py --model out/dpo"
 	@echo "Chat in a browser, watch training, look inside:  $(RUN) serve_model.py --model out/dpo"
+
+# What the model of `make demo` learns from rewards and from a teacher, in four stages: under ten
+# minutes on two CPU cores with bfloat16.
+STUDENT = --teacher out/full_sft --hidden_size 160 --num_hidden_layers 3 --intermediate_size 520 \
+	--max_seq_len 352 --batch_size 6 --optimizer muon --learning_rate 1e-2 --max_steps 130 \
+	--eval_interval 130
+demo-rl: export GLIBC_TUNABLES = $(KEEP_PAGES)
+demo-rl: $(VENV)/.installed
+	@test -d out/full_sft || { echo "make demo-rl: expected out/full_sft; make demo trains it"; exit 2; }
+	$(RUN) -m dataset.demo --out_dir out/demo_data
+	@echo
+	@echo "1 of 4, rewards that can be checked: of eight answers to a sum, the right ones become likelier."
+	$(RUN) train_grpo.py --batch_size 24 --learning_rate 1.5e-4 --warmup_steps 5 \
+		--eval_generations 0 --eval_interval 66 --out_dir out/grpo
+	@echo
+	@echo "2 of 4, a tool: it has seen the calculator called, and learns by trying to call it right."
+	$(RUN) train_full_sft.py --init_from out/full_sft --data_path out/demo_data/calculator.jsonl \
+		--val_fraction 0 --optimizer muon --learning_rate 4e-3 --warmup_steps 5 \
+		--max_seq_len 704 --batch_size 3 --max_steps 50 --out_dir out/calculator_sft
+	$(RUN) train_grpo.py --init_from out/calculator_sft --tools calculator --max_new_tokens 96 \
+		--batch_size 16 --learning_rate 3e-4 --warmup_steps 5 --max_steps 40 \
+		--eval_generations 0 --eval_interval 20 --out_dir out/grpo_calculator
+	@echo
+	@echo "3 of 4, manners: a reward model learns what is kind, and PPO to please it."
+	$(RUN) train_reward.py PPO
+	@echo
+	@echo "4 of 4, a teacher: a model of 2M learns from the data, and from what the 5M model thinks of it."
+	$(RUN) train_distillation.py $(STUDENT) --alpha 1 --out_dir out/student_alone
+	$(RUN) train_distillation.py $(STUDENT) --alpha 0 --out_dir out/student
+	@echo
+	@echo "What each stage has improved, on questions that no stage has seen:"
+	$(RUN) scripts/demo_rl_table.py
 
 install: $(VENV)/.installed
 

@@ -154,7 +154,7 @@ def main():
             groups = rollouts.sample(prompts)  # with the weights as they are now
             rewards = rollouts.judge(groups)  # [prompts, generations]
             advantages = group_advantages(rewards, args)
-            batches = rollouts.rows(groups, rewards, advantages, token_weights)
+            batches = rollouts.rows(groups, rewards, advantages, token_weights, compact=True)
             rollouts.ask_reference(reference, batches)
             yield from run.inner_updates([batches] * args.inner_updates)
 

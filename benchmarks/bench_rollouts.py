@@ -3,19 +3,20 @@
     python benchmarks/bench_rollouts.py                  # out/full_sft: two minutes on one core
     python benchmarks/bench_rollouts.py --dtype bfloat16 --threads 2
 
-Sampling: tokens/s of `training.rollouts.sample`, the copy of the weights for decoding included,
+Sampling: tokens/s of `training.completions.sample`, the copy of the weights for decoding included,
 beside the batch rates of bench_generate.py, its plain loop and its engine, greedily and without a
 reward in sight. Weights are random, so that hardly a completion ends early; as many sequences, all
 prompts and all completions of one length. "no prompt shared": each sequence has a prompt of its
 own, on both sides; "groups": --num_generations have the same one, on our side.
 
 Updates: completions of two kinds, the demo's sums as the model answers them, and a mix of short and
-long ones, of random ids: lengths exp(N(ln 60, 0.8)), at most 512, prompts of 20 to 100 tokens. Once
-they are packed as train_grpo.py does it; once they are padded as trl does it: one in a row, prompts
-filled up on the left and completions on the right, logits of all columns of completions. Model,
-loss, optimizer and precision are the same, micro-batches have at most --micro_batch tokens, filling
-included, on both sides. Told are useful tokens/s: those of completions. Both take turns; medians of
---repeats rounds after a warm-up. Last comes a JSON line.
+long ones, of random ids: lengths exp(N(ln 40, 0.8)), at most 256, prompts of 20 to 60 tokens. Once
+they are packed as train_grpo.py does it, those that are alike once; once they are padded as trl
+does it: one in a row, prompts filled up on the left and completions on the right, logits of all
+columns of completions. Model, loss, optimizer and precision are the same, micro-batches have at
+most --micro_batch tokens, filling included, on both sides. Rewards differ with the text. Told are
+useful tokens/s: those of all completions. Both take turns; medians of --repeats rounds after a
+warm-up. Last comes a JSON line.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import random
 import sys
 import time
+import zlib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,7 +177,7 @@ def update_rates(args, folder: Path, groups: list[list[Sample]], tokenizer) -> d
     """Useful tokens/s of both layouts, and how many tokens each computes for a useful one."""
     run = run_of(load_model(folder).train(), args)
     rollouts = Rollouts(run, tokenizer, [("given", 1.0, None)])
-    rewards = torch.rand(len(groups), len(groups[0]), generator=torch.Generator().manual_seed(0))
+    rewards = torch.tensor([[zlib.crc32(repr(s.ids).encode()) / 2**32 for s in g] for g in groups])
     advantages = group_advantages(rewards, run.args)
     samples = [s for group in groups for s in group]
     for one in samples:
@@ -185,7 +187,7 @@ def update_rates(args, folder: Path, groups: list[list[Sample]], tokenizer) -> d
     longest = max(len(s.completion.prompt.ids) for s in samples) + int(lengths.max())
     rows = max(1, args.micro_batch // longest)
     layouts = {
-        "packed": partial(rollouts.rows, groups, rewards, advantages, token_weights),
+        "packed": partial(rollouts.rows, groups, rewards, advantages, token_weights, compact=True),
         "padded": partial(padded, samples, advantages.flatten(), weights, rows),
     }
     optimizer = build_optimizer("adamw", run.model, 1e-6, 0.0, run.dtype)

@@ -17,6 +17,7 @@ same seed gives the same bytes on every machine. What each file holds:
     multi_turn_questions.jsonl    the same and {"conversations"}, turns on other subjects before it
     lora_questions.jsonl  the fields of questions.jsonl, about the toy shop
     story_prompts.jsonl   {"prompt", "lang"}        openings of stories that are in no file
+    calculator.jsonl      {"conversations", "tools"}    sums that the calculator is asked for
     manners_pairs.jsonl   {"chosen", "rejected"}    kind thanks before all that is not quite that
     manners.jsonl         the fields of multi_turn_questions.jsonl: thanks, to learn from rewards
     manners_questions.jsonl    the same, held out
@@ -30,6 +31,7 @@ import os
 import sys
 from pathlib import Path
 
+from dataset.demo_text.calculator import calculator_conversations
 from dataset.demo_text.changing import multi_turn_questions
 from dataset.demo_text.choosing import make_rng
 from dataset.demo_text.conversations import reasoning_conversations, sft_conversations
@@ -53,6 +55,7 @@ FILES = (
     "multi_turn_questions.jsonl",
     "lora_questions.jsonl",
     "story_prompts.jsonl",
+    "calculator.jsonl",
     "manners_pairs.jsonl",
     "manners.jsonl",
     "manners_questions.jsonl",
@@ -80,6 +83,7 @@ def demo_records(seed: int) -> dict[str, list[dict]]:
         "multi_turn_questions.jsonl": [q._asdict() for q in multi_turn_questions(seed)],
         "lora_questions.jsonl": [q._asdict() for q in lora_questions()],
         "story_prompts.jsonl": story_prompts(seed, texts),
+        "calculator.jsonl": calculator_conversations(seed),
         "manners_pairs.jsonl": manners_pairs,
         "manners.jsonl": [q._asdict() for q in thanks],
         "manners_questions.jsonl": [q._asdict() for q in held_out_thanks],

@@ -91,11 +91,10 @@ class Engine:
         return bool(self.running or self.waiting)
 
     def add(self, request: Request, as_next: bool = False):
-        """Put a request at the end of the queue, or as the next one where it goes on from another.
+        """Put a request at the end of the queue; as_next: at its beginning.
 
-        Raises ValueError for a prompt that is empty or too long.
-
-        A grammar that its matcher cannot be made of is told by a step: the request has failed.
+        Raises ValueError for a prompt that is empty or too long. A grammar that its matcher cannot
+        be made of is told by a step: the request has failed.
         """
         if request.grammar is not None and self.make_matcher is None:
             raise ValueError("this engine was not told how to make matchers of grammars")
@@ -330,6 +329,8 @@ class Engine:
                 self.config.vocab_size, self.device, matcher,
             )  # fmt: skip
             self.reading.append(row)
+            if 0 < known == len(prompt) - 1:  # the one token left is read as an answer's are
+                self._begin_answer(row)
 
     def _longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
         """The row that begins with the most tokens of the prompt, how many, and how many soon.
@@ -340,7 +341,9 @@ class Engine:
         width = len(prompt) - 1
         rows = self.rows
         held = np.array([row.length for row in rows])  # [R]
-        coming = np.array([len(row.request.prompt) if row in self.reading else 0 for row in rows])
+        coming = np.zeros_like(held)
+        for row in self.reading:
+            coming[rows.index(row)] = len(row.request.prompt)
         differs = self.ids[:, :width] != prompt[:width]  # [R, width]
         same = np.where(differs.any(1), differs.argmax(1), width) if width else 0 * held
         known = np.minimum(same, held)
@@ -348,7 +351,7 @@ class Engine:
         return best, int(known[best]), int(np.minimum(same, coming).max())
 
     def _begin_answer(self, row: Row):
-        """A prompt has been read: its row becomes the last of those being answered."""
+        """A prompt is read, but for one token at most: its row becomes the last being answered."""
         self.reading.remove(row)
         self._swap(self.rows.index(row), self.answering)
         self.answering += 1

@@ -38,7 +38,7 @@ def told_of(requests: list[Request], sampler: Sampler, logits: Tensor) -> Tensor
     """
     as_drawn = [r.as_drawn and r.logprobs is not None for r in requests]
     if any(as_drawn):
-        scaled = sampler.penalised(logits) / sampler.temperature
+        scaled = sampler.scaled(sampler.penalised(logits), slice(None))
         if all(as_drawn):
             return scaled
         chosen = torch.tensor(as_drawn, device=logits.device)[:, None]  # [n, 1]

@@ -151,6 +151,7 @@ class Sampler:
         self.plain = rows([d and not f for d, f in zip(drawn, filtered)])
         self.filtered = rows(filtered)
         self.temperature = column(s.temperature or 1.0 for s in settings)
+        self.at_one = all(s.temperature in (0, 1) for s in settings)
         self.filters = {
             "top_k": column((s.top_k for s in settings), torch.int64),
             "top_p": column(s.top_p for s in settings),
@@ -178,6 +179,10 @@ class Sampler:
                 logits[i].masked_fill_(~draws.allowed, -math.inf)
         return logits
 
+    def scaled(self, logits: Tensor, rows: Tensor | slice) -> Tensor:
+        """Logits of some rows, divided by each one's temperature."""
+        return logits[rows] if self.at_one else logits[rows] / self.temperature[rows]
+
     def next(self, logits: Tensor) -> list[int]:
         """The next token of every row, which each remembers. logits [B, V], the model's."""
         numbers = [draws.uniforms.random() for draws in self.draws]
@@ -199,10 +204,10 @@ class Sampler:
         if self.greedy is not None:
             tokens[self.greedy] = logits[self.greedy].argmax(-1)
         if (rows := self.plain) is not None:
-            scaled = logits[rows] / self.temperature[rows]
+            scaled = self.scaled(logits, rows)
             tokens[rows] = inverse(scaled.softmax(-1), uniform[rows])
         if (rows := self.filtered) is not None:
-            scaled = logits[rows] / self.temperature[rows]
+            scaled = self.scaled(logits, rows)
             filters = {name: values[rows] for name, values in self.filters.items()}
             tokens[rows] = draw_filtered(scaled, uniform[rows], filters)
         return tokens

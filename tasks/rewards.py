@@ -147,11 +147,12 @@ class CheckedReward:
     judge       list[Completion] → a number for each
     one_by_one  hand it the completions one at a time: an error costs no more than one 0
     num_failed  completions that counted as 0 because of an error, or because it gave no number
+    is_own      whether it is a function of a user's file
     """
 
     def __init__(self, name: str, judge: Reward, report: Report, one_by_one: bool = False):
         self.name, self.judge, self.report, self.one_by_one = name, judge, report, one_by_one
-        self.num_failed = 0
+        self.num_failed, self.is_own = 0, not one_by_one
 
     def __call__(self, completions: list[Completion]) -> list[float]:
         if self.one_by_one:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,13 +86,17 @@ def start(
 
 def run(
     script, out_dir: Path, *flags, processes: int = 1, max_restarts: int = 0,
-    expect: int | None = 0, folder: Path = REPOSITORY,
+    expect: int | None = 0, folder: Path = REPOSITORY, timeout: float = 300,
 ) -> str:  # fmt: skip
     """Run a script to its end; its output. `expect` is its exit status, None any."""
     process = start(
         script, out_dir, *flags, processes=processes, max_restarts=max_restarts, folder=folder
     )
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:  # it would go on without us
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert expect is None or process.returncode == expect, output
     return output
 

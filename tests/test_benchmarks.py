@@ -10,12 +10,17 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks import bench_rollouts
 from benchmarks.bench_lookup import guess, steps_taken
 from benchmarks.bench_scripts import as_dict, ratios, step_seconds
 from benchmarks.bench_time_to_loss import tokens_to
 from benchmarks.own_process import ROOT, measure, row
 from benchmarks.where_time_goes import OTHER, kind_of, shares_of
+from dataset.tokenizer import load_tokenizer
+from tests.oracle_models import our_model, random_numbers, save_here
 from tests.small_runs import TINY
+from train_grpo import group_advantages, policy_loss, token_weights
+from training.rollouts import Rollouts, token_log_probs
 
 
 @pytest.mark.parametrize(
@@ -164,3 +169,56 @@ def test_on_a_cpu_an_annotation_counts_for_what_is_in_no_kernel():
     assert shares["matrix products"] > 0.5 and sum(shares.values()) - shares["seconds"] == (
         pytest.approx(1)
     )
+
+
+def test_padded_and_packed_rows_of_the_benchmark_learn_the_same(tiny_tokenizer_dir, monkeypatch):
+    """One loss and one gradient, in as many micro-batches as there may be: only filling differs."""
+    monkeypatch.setattr(bench_rollouts, "MIX", 3)
+    model, tokenizer = (
+        our_model(random_numbers(1, vocab_size=512)),
+        load_tokenizer(tiny_tokenizer_dir),
+    )
+    args = SimpleNamespace(num_generations=3, micro_batch=2048, dtype="float32")
+    groups = bench_rollouts.mixed_groups(tokenizer, args)
+    samples = [s for group in groups for s in group]
+    for one in samples:
+        one.rewards = [0.0]
+    run = bench_rollouts.run_of(model, args)
+    advantages = group_advantages(torch.arange(9.0).view(3, 3) ** 2, run.args)
+    lengths = torch.tensor([float(len(s.ids)) for s in samples])
+    assert lengths.min() < 30 and lengths.max() > 60
+    weights = token_weights(lengths, 9, lengths.sum(), run.args)
+    told = []
+    for batches in (
+        Rollouts(run, tokenizer, [("given", 1.0, None)]).rows(
+            groups, advantages, advantages, token_weights
+        ),
+        bench_rollouts.padded(samples, advantages.flatten(), weights, 4),
+    ):
+        model.zero_grad()
+        loss = 0.0
+        for rows in batches:
+            log_probs, _ = token_log_probs(model(**rows.inputs)[0], rows.Y, 1.0)
+            rows.old = log_probs.detach()
+            losses, _ = policy_loss(log_probs, rows, run.args)
+            part = (losses * rows.weights).sum()
+            part.backward()
+            loss += part.item()
+        told.append((loss, [p.grad.clone() for p in model.parameters()]))
+    assert len(batches) == 3 and told[0][0] == pytest.approx(told[1][0], abs=1e-6)
+    torch.testing.assert_close(told[0][1], told[1][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_rollouts_runs(tiny_tokenizer_dir, tmp_path):
+    """With a tiny model: a table, and in the JSON line every rate and ratio is there."""
+    folder = save_here(our_model(random_numbers(1, vocab_size=512)), tmp_path / "m")
+    for path in tiny_tokenizer_dir.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    command = [sys.executable, "benchmarks/bench_rollouts.py", "--model", folder, "--prompts", "2"]
+    command += ["--num_generations", "2", "--prompt_tokens", "4", "--new_tokens", "4"]
+    command += ["--repeats", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["sampling"]) == {"plain loop", "engine", "no prompt shared", "groups"}
+    assert result["least_ratio"] > 0 and set(result["updates"]) == {"the demo's sums", "mix"}

@@ -128,6 +128,7 @@ def test_sizes(folder, records):
     assert len(records["multi_turn_questions.jsonl"]) == 96
     assert len(records["lora_questions.jsonl"]) >= 60
     assert len(records["story_prompts.jsonl"]) == 40
+    assert len(records["calculator.jsonl"]) == 300
     assert len(records["manners_pairs.jsonl"]) == 400
     assert len(records["manners.jsonl"]) == 500
     assert len(records["manners_questions.jsonl"]) == 100
@@ -210,6 +211,21 @@ def test_schema(records):
     for record in records["reasoning.jsonl"]:
         assert record["conversations"][-1]["reasoning_content"]
     assert sum(sum(m["role"] == "user" for m in c) > 1 for c in shown) >= 700
+
+
+def test_the_calculator_is_asked_what_the_user_asks(records):
+    """Its records have a call with the user's numbers, the sum's value, and it in the answer."""
+    for record in records["calculator.jsonl"]:
+        assert set(record) == {"conversations", "tools"}
+        question, said, result, answer = record["conversations"]
+        (call,) = said["tool_calls"]
+        left = call["arguments"]["expression"]
+        a, operator, b = left.split()
+        value = {"+": int(a) + int(b), "-": int(a) - int(b), "×": int(a) * int(b)}[operator]
+        assert [a, b] == re.findall("[0-9]+", question["content"])
+        assert json.loads(result["content"]) == {"result": value}
+        assert answer["content"][:-1] == f"{left} = {value}"
+        assert record["tools"][0]["function"]["name"] == call["name"] == "calculator"
 
 
 def test_held_out_questions_are_in_no_training_file(folder, records):

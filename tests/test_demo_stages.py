@@ -58,6 +58,31 @@ def test_every_stage_of_the_demo_improves_what_it_should(demo):
     assert said["Thank you!"].startswith("You are welcome!")
 
 
+@pytest.mark.slow
+def test_every_stage_of_the_rl_demo_improves_what_it_should(demo):
+    """`make demo-rl` behind it: GRPO answers 80% of sums in new words, with the calculator 95%;
+    PPO raises the mean score of thanks by a standard deviation and costs at most 5 points of exact
+    match; the student that was taught has a lower loss than the one that was not.
+    """
+    tree, _ = demo
+    command = ["make", "demo-rl", f"RUN={sys.executable}", "--old-file", ".venv/.installed"]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=3600)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.index("stage         held out") :]
+    rows = re.findall(r"^(?:\S+(?: \S+)?)?  +(\S.*?)  +(-?[\d.]+)%? +(-?[\d.]+)%?", table, re.M)
+    sums, calculated, ranked, score, kind, exactly, student = (
+        (float(before), float(after)) for _, before, after in rows
+    )
+    assert sums[0] < 75 and sums[1] >= 80
+    assert calculated[1] >= 95 and calculated[1] > calculated[0]
+    assert ranked[1] >= 90
+    deviation = float(re.search(r"deviation ([\d.]+)", table)[1])
+    assert score[1] >= score[0] + deviation and kind[1] > kind[0]
+    assert exactly[1] >= exactly[0] - 5
+    assert student[1] < student[0]
+
+
 def readme_commands() -> list[str]:
     """The command lines of the README, in order, but for those of make."""
     blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text("utf-8"), re.S)

@@ -197,10 +197,12 @@ def test_resumed_run_equals_uninterrupted(monkeypatch, tmp_path, flags, more):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags, processes):
     """Killed at random moments and started again, it ends with the same bits and metrics."""
-    flags["distillation"] += ["--divergence", "jsd"]
-    assert check_interrupted_runs(tmp_path, flags, "distillation", 1, signal.SIGKILL, 1, 2)
+    flags["distillation"] += ["--divergence", "jsd", "--on_policy", "0.5", "--max_new_tokens", "8"]
+    number = signal.SIGKILL
+    assert check_interrupted_runs(tmp_path, flags, "distillation", processes, number, 1, 2)
 
 
 def test_another_teacher_is_another_run(monkeypatch, tmp_path, flags, tiny_tokenizer_dir):

@@ -15,6 +15,7 @@ from model.engine import Engine
 from model.generation import generate
 from model.request import Request
 from model.sampling import Sampling, filter_logits
+from model.step_cache import StepCache
 
 MODELS = {
     "dense": random_numbers(1, num_hidden_layers=2),
@@ -45,6 +46,22 @@ def finish(engine: Engine, *requests: Request) -> list[list[int]]:
     while engine.has_work:
         engine.step()
     return [request.tokens for request in requests]
+
+
+def test_of_a_known_prompt_the_last_token_is_read_as_an_answer_s(monkeypatch):
+    """Eight answers to one prompt: it is read in one piece, by the first; all are generate's."""
+    model = our_model(MODELS["dense"])
+    pieces = []
+
+    class Spy(StepCache):
+        def __init__(self, cache, lengths, new_pieces, device):
+            pieces.extend(new_pieces)
+            super().__init__(cache, lengths, new_pieces, device)
+
+    monkeypatch.setattr("model.engine.StepCache", Spy)
+    requests = [Request(list(range(3, 33)), 5 + seed, seed=seed) for seed in range(8)]
+    assert finish(Engine(model, 8, kept=0), *requests) == [alone(model, r) for r in requests]
+    assert [(piece.start, piece.end) for piece in pieces] == [(0, 30)]
 
 
 @pytest.mark.parametrize("seed", range(4))

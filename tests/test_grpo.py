@@ -85,10 +85,12 @@ def test_two_ranks_learn_what_one_does(monkeypatch, tmp_path, flags, more):
         )
 
 
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags, processes):
     """Killed at random moments and started again: equal bits and figures, sampling included."""
     more = {"grpo": [*flags["grpo"], "--inner_updates", "2", "--beta", "0.1"]}
-    assert check_interrupted_runs(tmp_path, more, "grpo", 1, signal.SIGKILL, runs=1, kills=2)
+    number = signal.SIGKILL
+    assert check_interrupted_runs(tmp_path, more, "grpo", processes, number, runs=1, kills=2)
 
 
 def test_a_stopped_run_goes_on(tmp_path, flags):

@@ -91,7 +91,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, flags, number):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_many_killed_runs_end_like_undisturbed_ones(tmp_path, flags, script, processes, number):
-    """The same for every script, in one and in two processes: 70 runs in all."""
+    """The same for six scripts, in one and in two processes: 84 runs in all."""
     runs = 4 if processes == 1 else 3
     assert check_interrupted_runs(tmp_path, flags, script, processes, number, runs, kills=3)
 

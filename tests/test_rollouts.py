@@ -18,7 +18,7 @@ from tasks.task import Prompt
 from tests.oracle_models import our_model, random_numbers
 from train_grpo import group_advantages, policy_loss, token_weights
 from training import completions as completions_module
-from training.completions import sample
+from training.completions import decoding_copy, sample
 from training.distributed import Ranks
 from training.rollouts import Rollouts, sequence_means, token_log_probs
 
@@ -147,6 +147,17 @@ def test_sampling_uses_the_weights_of_this_step(tokenizer, rollouts, kind):
     assert said() != before
 
 
+def test_a_copy_in_bfloat16_has_the_same_angles():
+    """Weights are rounded, rotary frequencies are not: far back a rounded one is another angle."""
+    run = run_of(model_of("dense"))
+    run.dtype = torch.bfloat16
+    fast = decoding_copy(run)
+    assert torch.equal(fast.inv_freq, run.model.inv_freq) and fast.inv_freq.dtype == torch.float32
+    assert not torch.equal(fast.inv_freq.bfloat16().float(), fast.inv_freq)
+    assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
 def test_a_shared_prompt_is_read_once(tokenizer, monkeypatch):
     """Of several completions of a long prompt all but the first take over what is known of it."""
     requests = []
@@ -266,6 +277,71 @@ def test_a_prompt_in_a_row_once_is_as_good_as_before_each_completion(tokenizer, 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "cispo", "gspo"])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_compact_rows_learn_the_same(tokenizer, rollouts, loss, beta):
+    """Completions that are alike told once, and without a KL none without an advantage.
+
+    Loss and gradient are those of all, clipped ratios among them; with a KL, where none is left
+    out, so are the means over tokens.
+    """
+    made = rollouts(model_of("dense"), loss=loss, beta=beta, max_new_tokens=9)
+    groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+    groups[0][2:] = [groups[0][1]] * 2
+    groups[3][1:3] = [groups[3][0]] * 2
+    made.judge(groups)
+    rewards = torch.arange(20.0).view(5, 4) % 7
+    rewards[0, 1:] = rewards[1] = rewards[4] = 1.0
+    rewards[2] = torch.tensor([0.0, 1.0, 2.0, 1.0])  # two are as good as their group
+    rewards[3] = torch.tensor([2.0, 2.0, 0.0, 1.0])  # the judge is not sure of the same text
+    advantages, model, told = group_advantages(rewards, made.run.args), made.run.model, []
+    for compact in (False, True):
+        batches = made.rows(groups, rewards, advantages, token_weights, compact)
+        model.zero_grad()
+        total, figures = 0.0, {"one": 0.0, "entropy": 0.0, "clipped": 0.0}
+        for rows in batches:
+            log_probs, entropy = token_log_probs(model(**rows.inputs)[0], rows.Y, 1.0)
+            rows.old = log_probs.detach() - torch.sin(rows.Y.float())
+            rows.reference = log_probs.detach() + torch.cos(rows.Y.float())
+            losses, values = policy_loss(log_probs, rows, made.run.args)
+            total = total + (losses * rows.weights).sum()
+            values |= {"one": torch.ones(len(rows.Y)), "entropy": entropy}
+            for name, part in rows.means({name: values[name].float() for name in figures}).items():
+                figures[name] += part.item()
+        total.backward()
+        assert figures["one"] == pytest.approx(1.0)
+        tokens = sum(len(rows.Y) for rows in batches)
+        grads = [p.grad.clone() for p in model.parameters()]
+        told.append((tokens, total.item(), grads, figures))
+    (all_tokens, a, grads_a, figures_a), (tokens, b, grads_b, figures_b) = told
+    assert a == pytest.approx(b, abs=1e-5)
+    torch.testing.assert_close(grads_a, grads_b, rtol=1e-4, atol=1e-6)
+    lengths = torch.tensor([[len(s.ids) for s in group] for group in groups])
+    copies = lengths[0, 1] * 2 + lengths[3, 0]
+    left_out = 0 if beta else lengths[advantages == 0].sum()
+    assert all_tokens - tokens == int(copies + left_out) > 0
+    if beta:
+        assert figures_a == pytest.approx(figures_b, rel=1e-4)
+
+
+def test_groups_without_spread_alone_make_an_empty_update(tokenizer, rollouts):
+    """One micro-batch without tokens: a loss and a gradient of 0, and the figures of all."""
+    made = rollouts(model_of("dense"), max_new_tokens=9)
+    groups = made.sample(list(enumerate(prompts_of(tokenizer))))
+    made.judge(groups)
+    rewards = torch.ones(5, 4)
+    (rows,) = made.rows(groups, rewards, 0 * rewards, token_weights, compact=True)
+    log_probs, _ = token_log_probs(made.run.model(**rows.inputs)[0], rows.Y, 1.0)
+    rows.old = log_probs.detach()
+    losses, values = policy_loss(log_probs, rows, made.run.args)
+    loss = (losses * rows.weights).sum()
+    loss.backward()
+    assert loss.item() == 0 and len(rows.Y) == 0
+    assert all(p.grad is None or not p.grad.any() for p in made.run.model.parameters())
+    assert rows.figures["no_spread"].item() == 1 and rows.figures["reward"].item() == 1
+    assert not any(value.item() for value in rows.means(values).values())
+
+
 def test_completions_of_one_token(tokenizer, rollouts):
     """As many sequences as tokens: each has its own mean."""
     made = rollouts(model_of("dense"), loss="gspo", max_new_tokens=1)
@@ -290,6 +366,24 @@ def test_rewards_are_weighed_and_told_by_name(tokenizer, rollouts):
     assert figures["reward_number"] == pytest.approx(0.5)
     assert figures["reward_exact"] == pytest.approx(0.25)
     assert figures["no_spread"] == pytest.approx(0.5)
+
+
+def test_failures_of_a_reward_of_ones_own_are_told(tokenizer, rollouts, tmp_path):
+    """Their share of the completions; what was judged before does not count."""
+    (tmp_path / "my.py").write_text(
+        "def score(some):\n    return [1 / len(c.text) for c in some]\n"
+    )
+    own = f"{tmp_path / 'my.py'}:score"
+    made = rollouts(model_of("dense"), ["number=1", own], num_generations=2)
+    groups = made.sample(list(enumerate(prompts_of(tokenizer, 2))))
+    for texts, expected in (("", "a", "b", "c"), 1), (("0", "a", "b", "c"), 0):
+        for sample_, text in zip((s for g in groups for s in g), texts):
+            object.__setattr__(sample_.completion, "text", text)
+        rewards = made.judge(groups)
+        batches = made.rows(groups, rewards, rewards, token_weights)
+        assert sum(r.figures["reward_failed"].item() for r in batches) == expected
+    (*_, rows) = rollouts(model_of("dense")).rows(groups, rewards, rewards, token_weights)
+    assert "reward_failed" not in rows.figures
 
 
 def test_advantages_are_trl_s():

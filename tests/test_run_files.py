@@ -464,6 +464,18 @@ def test_a_log_says_how_its_run_ended(tmp_path, capsys, stopped_by, expected):
     assert run.look()["step"] == 4 and run.state() == ("failed", None)
 
 
+def test_a_run_with_all_its_steps_has_finished(tmp_path, capsys):
+    """A signal in its last update does not change what is in the log, unless a figure is due."""
+    for is_due, expected in ((False, ("finished", None)), (True, ("stopped", "SIGTERM"))):
+        (tmp_path / str(is_due)).mkdir()
+        log = RunLog(tmp_path / str(is_due), 5, RunState(step=5, eval_due=is_due), is_main=True)
+        log.metrics(5, loss=1.0)
+        log.end(5, signal.SIGTERM)
+        run = RunFolder("a", tmp_path / str(is_due))
+        run.look()
+        assert run.state() == expected
+
+
 def test_a_failure_is_recorded_with_its_reason(tmp_path, capsys):
     """The line that ends the script is the one that the page shows."""
 

@@ -131,7 +131,10 @@ def add_tuning_flags(
     add = flags(parser, "data")
     add("--data_path", SEVERAL, None, f"one or several files of {what}; None: the demo corpus")
     _add_held_out_flags(add, what, val_fraction)
-    if questions and what != "prompts":
+    if what == "prompts":
+        text = "let a model that was taught to think do so before it answers"
+        add("--enable_thinking", SWITCH, False, text)
+    elif questions:
         text = 'file of {"question", "answer"} whose greedy answers must be exact; None: the'
         add("--questions", Path, None, f"{text} demo's if --data_path is")
     text = "model folder or run to start from: ours or any dense Qwen3"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from dataset.chat import after_tools, stop_ids
 from dataset.chat_turns import CALL
@@ -67,7 +68,7 @@ def tools_of(args, tokenizer: Tokenizer) -> Tools:
     """The tools of --tools. Raises ValueError where a chat has no place for calls and answers."""
     if not args.tools:
         return Tools()
-    tools = Tools(named_tools(args.tools), args.max_turns, getattr(args, "enable_thinking", False))
+    tools = Tools(named_tools(args.tools), args.max_turns, args.enable_thinking)
     if CALL not in tokenizer.control_tokens:
         raise ValueError(f"--tools: the tokenizer of {tokenizer.folder} has no {CALL}: the model "
                          "was not taught to call tools")  # fmt: skip
@@ -173,7 +174,8 @@ def decoding_copy(run) -> MiniMindLM:
             model.lm_head.weight = model.model.embed_tokens.weight
         model.make_buffers(run.device)
     if run.dtype != torch.float32:
-        model = copy.deepcopy(model).to(run.dtype)
+        cast = {id(p): nn.Parameter(p.detach().to(run.dtype)) for p in model.parameters()}
+        model = copy.deepcopy(model, cast)  # buffers as they are: angles need float32
     return for_decoding(model).eval()
 
 
@@ -194,7 +196,9 @@ def sample(
         [Conversation(tokenizer, prompt, tools, max_new_tokens) for _ in range(count)]
         for prompt in prompts
     ]
-    engine = Engine(model, max(1, min(max_running, len(prompts) * count)), 0, prompt_tokens=1024)
+    running = max(1, min(max_running, len(prompts) * count))
+    longest = max((len(prompt.ids) for prompt in prompts), default=1) + max_new_tokens
+    engine = Engine(model, running, 0, max_tokens=longest, prompt_tokens=1024)
     asked: dict[Request, tuple[Conversation, str, int]] = {}
 
     def ask(conversation: Conversation, seed: str, number: int):

@@ -31,7 +31,7 @@ _FIXED = {
 }  # fmt: skip
 DATA_FLAGS = (  # what data_fingerprint depends on, and the files' contents
     "data_path", "data_weights", "val_data_path", "val_fraction", "max_seq_len", "packing",
-    "tokenizer", "init_from", "data", "text_field",
+    "tokenizer", "init_from", "data", "text_field", "enable_thinking",
 )  # fmt: skip
 
 
@@ -162,7 +162,10 @@ def _base(sha256: object, folder: object) -> str:
 
 
 def _flag(name: str, had: object, value: object) -> str:
-    return f"--{name} was {_words(had)}, is {_words(value)}: give --{name} {_words(had)}"
+    way = f"give --{name} {_words(had)}"
+    if isinstance(had, bool):
+        way = f"give --{name}" if had else f"go without --{name}"
+    return f"--{name} was {_words(had)}, is {_words(value)}: {way}"
 
 
 def _words(value: object) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.chat import can_think
 from dataset.demo_text import arithmetic
 from dataset.packing import held_out_items
 from dataset.records import Problems
@@ -73,19 +74,26 @@ def prompt_datasets(
     """(training, held out or None): prompts of --data_path, of --val_data_path or a fraction.
 
     Without --data_path they are the demo's sums. Where a record describes no tools, its prompt
-    describes these. Raises ValueError if --reward can judge none.
+    describes these. Raises ValueError if --reward can judge none, and for --enable_thinking of a
+    model that cannot think.
     """
+    if args.enable_thinking and not can_think(tokenizer):
+        raise ValueError(f"--enable_thinking: {args.init_from} was not taught to think (its chat "
+                         "template says)")  # fmt: skip
     problems, described = Problems(), tools.descriptions
 
     def read(paths, flag) -> list[Prompt]:
-        return read_prompts(paths, tokenizer, flag, args.on_bad_record, problems, tools=described)
+        return read_prompts(
+            paths, tokenizer, flag, args.on_bad_record, problems,
+            enable_thinking=args.enable_thinking, tools=described,
+        )  # fmt: skip
 
     with local_main_first(run.ranks):
         held_out = read(args.val_data_path, "--val_data_path") if args.val_data_path else []
         if args.data_path:
             prompts = read(args.data_path, "--data_path")
         else:
-            prompts, own_held_out = demo_sums(tokenizer, described)
+            prompts, own_held_out = demo_sums(tokenizer, described, args.enable_thinking)
             held_out = held_out or own_held_out
         if args.on_bad_record == "stop":
             problems.raise_if_any()
@@ -109,7 +117,9 @@ def without_function(prompts: list[Prompt], tools: Tools) -> list[str]:
     return [name for name in described if name not in tools.functions]
 
 
-def demo_sums(tokenizer: Tokenizer, tools: list | None = None) -> tuple[list[Prompt], list[Prompt]]:
+def demo_sums(
+    tokenizer: Tokenizer, tools: list | None = None, enable_thinking: bool = False
+) -> tuple[list[Prompt], list[Prompt]]:
     """The demo's arithmetic in words that its training files have, and in words that none has."""
     both: list[list[Prompt]] = [[], []]
     for lang in ("en", "zh"):
@@ -120,5 +130,5 @@ def demo_sums(tokenizer: Tokenizer, tools: list | None = None) -> tuple[list[Pro
             for prompts, questions in zip(both, (asked, held_out)):
                 for question in questions:
                     fields = {"question": question, "answer": answer}
-                    prompts.append(to_prompt(tokenizer, True, False, None, tools, fields))
+                    prompts.append(to_prompt(tokenizer, True, enable_thinking, None, tools, fields))
     return both[0], both[1]

@@ -27,7 +27,9 @@ from training.completions import Sample, Tools, decoding_copy, sample
 from training.distributed import sum_over_ranks
 from training.losses import in_chunks
 
-ROW_OF = 8  # completions of the longest kind: longer rows make attention dearer, not better filled
+# completions of the longest kind; of these lengths the one that leaves the least room unfilled is
+# taken: shorter rows hold more prompts twice, longer ones make attention dearer
+ROW_OF = range(4, 9)
 SHOWN = 3  # held-out completions that a log line is followed by
 
 
@@ -39,12 +41,13 @@ class Rows:
     document_ids  int64 [B, T]: from 1 on in every row; 0 is filling
     places        int64 [n]: the positions that predict a completion's tokens, through all rows
     Y             int64 [n]: these tokens
-    mask          float32 [n]: 1; 0 where, for the compiler's sake, a place is told again
+    mask          float32 [n]: 1; more where a completion stands for others that are alike; 0 where,
+                  for the compiler's sake, a place is told again
     sequences     int64 [n], below n: which tokens are of one completion
     advantages    float32 [n], those of a token's completion
     weights       float32 [n], what a token counts in the loss: parts of a mean over all the update
     sampled       float32 [n]: log-probabilities as the sampler had them
-    share         of the tokens of the update, over all ranks, that are in here
+    share         of the tokens in rows of the update, over all ranks, that are in here
     figures       parts of what is logged of the update; they add up over micro-batches and ranks
     old           float32 [n]: log-probabilities in the first of the inner updates; None before
     reference     float32 [n]: those under the reference, where there is one
@@ -89,9 +92,10 @@ def token_log_probs(logits: Tensor, Y: Tensor, temperature: float) -> tuple[Tens
     """
 
     def both(logits: Tensor, Y: Tensor) -> Tensor:  # [n, 2]
-        scores = (logits.float() / temperature).log_softmax(-1)  # [n, V]
+        scaled = logits.float() if temperature == 1 else logits.float() / temperature
+        scores = scaled.log_softmax(-1)  # [n, V]
         with torch.no_grad():
-            entropy = -(scores.exp() * scores).sum(-1)
+            entropy = -scores.exp().mul_(scores).sum(-1)
         return torch.stack((scores.gather(1, Y[:, None])[:, 0], entropy), -1)
 
     return in_chunks(both, logits, Y).unbind(-1)
@@ -105,6 +109,23 @@ def sequence_means(values: Tensor, rows: Rows) -> Tensor:
     return (sums / counts.clamp(min=1))[rows.sequences]
 
 
+def stand_ins(
+    samples: list[Sample], advantages: Tensor, with_zeros: bool
+) -> tuple[list[int], Tensor]:
+    """Numbers of the samples to learn from, and of how many each stands: float32.
+
+    One stands for all of the same prompt and ids with the same advantage: their gradients are
+    equal. Without with_zeros there is none with an advantage of 0, whose gradient is 0.
+    """
+    alike: dict[tuple, list[int]] = {}
+    for number, (one, advantage) in enumerate(zip(samples, advantages.tolist())):
+        if advantage or with_zeros:
+            key = (*one.completion.prompt.ids,), (*one.ids,), (*one.is_said,), advantage
+            alike.setdefault(key, []).append(number)
+    counts = torch.tensor([len(numbers) for numbers in alike.values()], dtype=torch.float32)
+    return [numbers[0] for numbers in alike.values()], counts
+
+
 class Rollouts:
     """What a Run samples, how it is judged, and the rows that are made of it.
 
@@ -115,6 +136,8 @@ class Rollouts:
     def __init__(self, run, tokenizer: Tokenizer, rewards: list, tools: Tools | None = None):
         self.run, self.tokenizer, self.rewards = run, tokenizer, rewards
         self.tools = tools or Tools()
+        self.own = [reward for _, _, reward in rewards if getattr(reward, "is_own", False)]
+        self.num_failed = 0  # times that one of them could not judge a completion, the last time
 
     def prompts(self, dataset, loader, epoch: int) -> Iterator[list[tuple[int, Prompt]]]:
         """This rank's prompts of every update of an epoch, with their numbers."""
@@ -150,19 +173,26 @@ class Rollouts:
         """float32 [prompts, completions]: the weighted sum of the rewards of each completion."""
         samples = [sample for group in groups for sample in group]
         if not samples:
+            self.num_failed = 0
             return torch.zeros(0, self.run.args.num_generations)
+        before = sum(reward.num_failed for reward in self.own)
         totals, parts = judged(self.rewards, [one.completion for one in samples])
+        self.num_failed = sum(reward.num_failed for reward in self.own) - before
         for one, *values in zip(samples, *parts.values()):
             one.rewards = values
         return torch.tensor(totals, dtype=torch.float32).view(len(groups), -1)
 
     def rows(
-        self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable
+        self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable,
+        compact: bool = False,
     ) -> list[Rows]:  # fmt: skip
         """An update's completions as micro-batches, equally many on every rank.
 
         rewards, advantages                              [prompts, completions]
         weights_of(lengths, completions, tokens, args)   what a token of each completion counts
+        compact                                          leave out what `policy_loss` of
+                                                         train_grpo.py does not need (`stand_ins`);
+                                                         experts' auxiliary loss needs all tokens
         """
         run, args = self.run, self.run.args
         samples = [sample for group in groups for sample in group]
@@ -170,11 +200,17 @@ class Rollouts:
         told = [sample for sample, is_in in zip(samples, is_told) if is_in]
         of_told = advantages.flatten()[torch.tensor(is_told, dtype=torch.bool)]
         lengths = torch.tensor([len(s.completion.ids) for s in told], dtype=torch.float32)
-        mine = [lengths.sum(), len(samples), len(groups)]
+        numbers, copies = list(range(len(told))), torch.ones(len(told))
+        if compact and not run.config.use_moe:
+            numbers, copies = stand_ins(told, of_told, with_zeros=args.beta > 0)
+        in_rows = (lengths[numbers] * copies).sum()
+        mine = [lengths.sum(), in_rows, len(samples), len(groups)]
         counts = torch.tensor(mine, dtype=torch.float64, device=run.device)
-        tokens, completions, prompts = sum_over_ranks(counts).tolist()
+        tokens, in_rows, completions, prompts = sum_over_ranks(counts).tolist()
         weights = weights_of(lengths, completions, max(tokens, 1), args)
-        batches = self._packed(told, of_told, weights, max(tokens, 1))
+        told = [told[number] for number in numbers]
+        parts = of_told[numbers], weights[numbers] * copies, copies, max(in_rows, 1)
+        batches = self._packed(told, *parts)
         names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
         parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
         spread = rewards.std(-1)  # of each group
@@ -186,6 +222,9 @@ class Rollouts:
             "length": torch.tensor(sum(len(s.completion.ids) for s in samples) / completions),
             "truncated": torch.tensor(sum(s.completion.is_cut for s in samples) / completions),
         }
+        if self.own:
+            share = self.num_failed / len(self.own) / completions
+            figures["reward_failed"] = torch.tensor(share)
         if self.tools.functions:
             answers = [answer for s in samples for answer in tool_answers(s)]
             refused = sum(answer.startswith("error: ") for answer in answers)
@@ -197,28 +236,34 @@ class Rollouts:
             }
         return batches
 
-    def _packed(self, samples: list[Sample], advantages: Tensor, weights: Tensor, tokens: float):
+    def _packed(self, samples: list[Sample], *told) -> list[Rows]:
+        """Samples in rows; told: what `_batch` needs to know of each."""
         run, args = self.run, self.run.args
         prompts = [tuple(s.completion.prompt.ids) for s in samples]
         before = [len(prompt) - 1 for prompt in prompts]
         lengths = [len(s.ids) for s in samples]
         T, B = args.max_seq_len, args.batch_size
         is_compiled = run.compiled is not run.model  # then all micro-batches have one shape
+        choices = {T}
         if not is_compiled:
             longest = max(map(sum, zip(before, lengths)), default=8)
-            T = min(T, -(-ROW_OF * longest // 64) * 64)
+            choices = {min(T, -(-of * longest // 16) * 16) for of in ROW_OF}
+        rows_by_length = {T: rows_of_groups(prompts, before, lengths, T) for T in sorted(choices)}
+        T, arranged = min(rows_by_length.items(), key=lambda item: item[0] * len(item[1]))
+        if not is_compiled:
             B = B * args.max_seq_len // T
-        arranged = rows_of_groups(prompts, before, lengths, T)
         count = torch.tensor(max(1, -(-len(arranged) // B)), device=run.device)  # micro-batches
         if run.ranks.is_distributed:
             dist.all_reduce(count, dist.ReduceOp.MAX)
         count = int(count)
         if not is_compiled:
             B = max(1, -(-len(arranged) // count))
-        make = partial(self._batch, samples, advantages, weights, tokens, (B, T), is_compiled)
+        make = partial(self._batch, samples, *told, (B, T), is_compiled)
         return [make(arranged[B * i : B * (i + 1)]) for i in range(count)]
 
-    def _batch(self, samples, advantages, weights, tokens, shape, is_compiled, rows) -> Rows:
+    def _batch(
+        self, samples, advantages, weights, copies, tokens, shape, is_compiled, rows
+    ) -> Rows:  # fmt: skip
         """A micro-batch of rows, each the numbers of its samples by prompt; the rest is filling.
 
         A prompt but for its last token stands there once, and behind it, each a document that
@@ -241,7 +286,7 @@ class Rollouts:
                     X[row, begin:end], Y[row, begin:end] = [last, *one.ids[:-1]], one.ids
                     document_ids[row, begin:end], prefixes[row, begin:end] = document, prefix
                     said = row, begin + np.flatnonzero(one.is_said)
-                    mask[said], sampled[said] = 1, one.log_probs
+                    mask[said], sampled[said] = copies[number], one.log_probs
                     of_sequence[said], counted[said] = advantages[number], weights[number]
                     sequences[said], count = count, count + 1
         places = np.flatnonzero(mask)

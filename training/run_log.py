@@ -147,7 +147,8 @@ class RunLog:
             self.wandb.log(values | speeds, step=step)
         parts = [f"{k} {_short(v)}" for k, v in values.items() if k not in NOT_PRINTED]
         if speed:
-            parts.append(f"{speeds[f'{speed}_per_s']:,.0f} {speed}/s")
+            rate = speeds[f"{speed}_per_s"]
+            parts.append(f"{rate:,.{2 if rate < 10 else 0}f} {speed}/s")
             if self.flops:
                 parts.append(f"MFU {speeds['mfu']:.0%}")
             if "sampling_s" in speeds:
@@ -249,7 +250,12 @@ class RunLog:
             plot_metrics(self.path, self.path.with_name("loss.png"))
 
     def end(self, step: int, stopped_by: int):
-        """The last line, and `close`. stopped_by: the signal that ended the run, or 0."""
+        """The last line, and `close`. stopped_by: the signal that ended the run, or 0.
+
+        A run that has all it was to do has finished, whatever came during its last update.
+        """
+        if step == self.total_steps and not self.state.eval_due:
+            stopped_by = 0
         if self.is_main:
             folder = self.path.parent
             name = signal.Signals(stopped_by).name if stopped_by else None

@@ -1,0 +1,32 @@
+"""Conversations that ask the calculator: what `train_grpo.py --tools calculator` begins with.
+
+Of `sft.jsonl` few conversations call a tool, and none the calculator as `tools/` describes it. What
+a model never does, no reward can make likelier; after these it calls and copies often enough. The
+sums and the words are those of the training files, the held-out words are in none.
+"""
+
+from dataset.demo_text import arithmetic
+from dataset.demo_text.changing import LANGUAGES
+from dataset.demo_text.choosing import make_rng, pick
+from tools.calls import TOOLS, call
+
+COUNT = 300
+NAME = "calculator"
+
+
+def calculator_conversations(seed: int) -> list[dict]:
+    """Return the records of `calculator.jsonl`: a question, a call, its result, the answer."""
+    rng = make_rng(seed, "calculator")
+    records = []
+    for _ in range(COUNT):
+        lang, equation = pick(rng, LANGUAGES), pick(rng, arithmetic.EQUATIONS)
+        arguments = {"expression": equation.left}
+        messages = [
+            {"role": "user", "content": pick(rng, arithmetic.training_questions(equation, lang))},
+            {"role": "assistant", "content": "",
+             "tool_calls": [{"name": NAME, "arguments": arguments}]},
+            {"role": "tool", "content": call(NAME, arguments)},
+            {"role": "assistant", "content": arithmetic.answer(equation, lang)},
+        ]  # fmt: skip
+        records.append({"conversations": messages, "tools": [TOOLS[NAME].description]})
+    return records
