@@ -51,7 +51,7 @@ demo: $(VENV)/.installed
 # minutes on two CPU cores with bfloat16.
 STUDENT = --teacher out/full_sft --hidden_size 160 --num_hidden_layers 3 --intermediate_size 520 \
 	--max_seq_len 352 --batch_size 6 --optimizer muon --learning_rate 1e-2 --max_steps 130 \
-	--eval_interval 130
+	--eval_interval 65
 demo-rl: export GLIBC_TUNABLES = $(KEEP_PAGES)
 demo-rl: $(VENV)/.installed
 	@test -d out/full_sft || { echo "make demo-rl: expected out/full_sft; make demo trains it"; exit 2; }
@@ -59,18 +59,28 @@ demo-rl: $(VENV)/.installed
 	@echo
 	@echo "1 of 4, rewards that can be checked: of eight answers to a sum, the right ones become likelier."
 	$(RUN) train_grpo.py --batch_size 24 --learning_rate 1.5e-4 --warmup_steps 5 \
-		--eval_generations 0 --eval_interval 66 --out_dir out/grpo
+		--eval_generations 0 --eval_interval 44 --out_dir out/grpo
 	@echo
-	@echo "2 of 4, a tool: it has seen the calculator called, and learns by trying to call it right."
+	@echo "2 of 4, a tool: it is shown how to call the calculator, and learns by trying to do so well."
 	$(RUN) train_full_sft.py --init_from out/full_sft --data_path out/demo_data/calculator.jsonl \
 		--val_fraction 0 --optimizer muon --learning_rate 4e-3 --warmup_steps 5 \
 		--max_seq_len 704 --batch_size 3 --max_steps 50 --out_dir out/calculator_sft
 	$(RUN) train_grpo.py --init_from out/calculator_sft --tools calculator --max_new_tokens 96 \
-		--batch_size 16 --learning_rate 3e-4 --warmup_steps 5 --max_steps 40 \
-		--eval_generations 0 --eval_interval 20 --out_dir out/grpo_calculator
+		--batch_size 16 --learning_rate 3e-4 --warmup_steps 5 --max_steps 60 \
+		--eval_generations 0 --eval_interval 30 --out_dir out/grpo_calculator
 	@echo
-	@echo "3 of 4, manners: a reward model learns what is kind, and PPO to please it."
-	$(RUN) train_reward.py PPO
+	@echo "3 of 4, manners: a reward model learns what is kind, and PPO learns to please it. Twenty steps of"
+	@echo "DPO before that: what a model never says, no reward can make likelier."
+	$(RUN) train_reward.py --data_path out/demo_data/dpo.jsonl out/demo_data/manners_pairs.jsonl \
+		--max_seq_len 768 --learning_rate 3e-4 --warmup_steps 5 --center_rewards_coefficient 0.01
+	$(RUN) train_dpo.py --data_path out/demo_data/manners_pairs.jsonl --sft_weight 1 \
+		--learning_rate 2e-4 --warmup_steps 5 --max_seq_len 768 --max_steps 20 --out_dir out/manners
+	$(RUN) train_ppo.py --init_from out/manners --critic_from out/reward \
+		--reward exact=0 model=out/reward --data_path out/demo_data/manners.jsonl \
+		--val_data_path out/demo_data/manners_questions.jsonl --max_new_tokens 24 \
+		--num_generations 4 --ppo_epochs 1 --minibatches 4 --max_seq_len 512 \
+		--learning_rate 1e-4 --warmup_steps 3 --max_steps 12 --log_interval 2 --eval_interval 4 \
+		--out_dir out/ppo
 	@echo
 	@echo "4 of 4, a teacher: a model of 2M learns from the data, and from what the 5M model thinks of it."
 	$(RUN) train_distillation.py $(STUDENT) --alpha 1 --out_dir out/student_alone

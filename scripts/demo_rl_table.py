@@ -2,11 +2,12 @@
 
     python scripts/demo_rl_table.py         # after the commands of `make demo-rl`
 
-Everything is measured here, anew, on questions and pairs that were held out, with greedy answers:
-sums in words that no training file has, answered from memory and with the calculator; the score
-that the reward model gives to answers to thanks, and how many of them are the kind sentence; the
-loss of the same small model, taught by the data alone and by a larger one, too. Minutes are those
-of the stage's runs together.
+On questions and pairs that were held out, answered greedily where nothing else is said: sums in
+words that no training file has, from memory and with the calculator; the score that the reward
+model gives to sampled answers to thanks, and how many of them are the kind sentence to the letter;
+the loss of one small model that learned from the data alone and of one that a teacher taught.
+Losses and the reward model's accuracy are the runs' own, the rest is measured here, anew. Minutes
+are those of the stage's runs together.
 """
 
 import sys
@@ -25,7 +26,7 @@ from model.hf_format import load_model
 from model.sampling import Sampling
 from tasks.number import number
 from tasks.prompts import read_prompts
-from tasks.task import Completion, Prompt
+from tasks.task import Prompt
 from tasks.text import exact
 from tools.calls import TOOLS
 from training import cli
@@ -37,7 +38,7 @@ from training.run_log import read_metrics
 from training.scoring import model_reward
 
 RUNS = (
-    "full_sft", "grpo", "calculator_sft", "grpo_calculator", "reward", "kind", "ppo",
+    "full_sft", "grpo", "calculator_sft", "grpo_calculator", "reward", "manners", "ppo",
     "student_alone", "student",
 )  # fmt: skip
 CALCULATOR = Tools({"calculator": TOOLS["calculator"]}, max_turns=4)
@@ -71,14 +72,13 @@ def main():
     folders = {name: model_folder(run, "--out_dir") for name, run in runs.items()}
     tokenizer = load_tokenizer(folders["full_sft"])
 
-    def answers(
-        run: str, prompts: list[Prompt], tools: Tools | None = None, temperature: float = 0
-    ) -> list[Completion]:
+    def answers(run: str, prompts: list[Prompt], tools=None, count=1, temperature=0.0):
+        """`count` completions of every prompt, all in one list."""
         model = for_decoding(load_model(folders[run], device)).eval()
         seeds = [f"table/{i}" for i in range(len(prompts))]
         sampling = Sampling(temperature=temperature)
-        groups = sample(model, tokenizer, prompts, seeds, 1, 128, sampling, tools=tools)
-        return [group[0].completion for group in groups]
+        groups = sample(model, tokenizer, prompts, seeds, count, 96, sampling, tools=tools)
+        return [one.completion for group in groups for one in group]
 
     def right(run: str, prompts: list[Prompt], judge, tools: Tools | None = None) -> str:
         return f"{mean(map(judge, answers(run, prompts, tools))):.1%}"
@@ -104,12 +104,11 @@ def main():
 
     thanks = read_prompts(demo["manners_questions.jsonl"], tokenizer)
     score = model_reward(device)(folders["reward"])
-    said = {run: answers(run, thanks) for run in ("kind", "ppo")}
-    scores = {run: score(completions) for run, completions in said.items()}
-    spread = stdev(score(answers("kind", thanks, temperature=1)))
-    told = [f"{mean(scores[run]):.2f}" for run in ("kind", "ppo")]
-    row("ppo", f"score of thanks (deviation {spread:.2f})", *told, "kind", "ppo")
-    row("", "kind thanks, to the letter", *(f"{mean(map(exact, c)):.1%}" for c in said.values()))
+    sampled = [answers(run, thanks, count=4, temperature=1.0) for run in ("manners", "ppo")]
+    before, after = map(score, sampled)
+    told = f"{mean(before):.2f}", f"{mean(after):.2f}"
+    row("ppo", f"score of thanks (deviation {stdev(before):.2f})", *told, "manners", "ppo")
+    row("", "thanks answered kindly", *(f"{mean(map(exact, some)):.1%}" for some in sampled))
     questions = read_prompts(demo["questions.jsonl"], tokenizer)
     exactly = partial(right, prompts=questions, judge=exact)
     row("", "other questions answered exactly", exactly("full_sft"), exactly("ppo"))

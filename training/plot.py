@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-# the panels below the loss, where there are such numbers: label of the axis, keys of the lines
+# the panel at the top: label of the axis, keys of the lines; the first that there are numbers of
+TOP = (
+    ("reward", ("reward", "val_reward", "sampled_reward")),  # such a run's loss tells nothing
+    ("cross-entropy (nats per token)", ("cross_entropy", "val_loss")),
+    ("loss", ("loss", "val_loss")),
+)
+# the panels below it, where there are such numbers
 PANELS = (
     ("exact match", ("exact_match",)),
     ("accuracy", ("accuracy", "val_accuracy")),
     ("margin", ("margin", "val_margin")),
-    ("reward", ("reward", "val_reward")),
+    ("divergence", ("divergence", "val_divergence")),
+    ("length (tokens)", ("length",)),
+    ("entropy (nats)", ("entropy",)),
+    ("KL (nats)", ("kl",)),
+    ("tool calls", ("calls",)),
+    ("critic's loss", ("value_loss",)),
     ("reward", ("chosen_reward", "val_chosen_reward", "rejected_reward", "val_rejected_reward")),
 )
 TRAINING, HELD_OUT = "tab:blue", "tab:orange"
@@ -30,7 +41,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def plot_metrics(path: Path, image: Path):
-    """Loss, what else was measured, and the learning rate over steps, as a PNG."""
+    """Loss or reward, what else was measured, and the learning rate over steps, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,9 +56,10 @@ def plot_metrics(path: Path, image: Path):
         len(heights), 1, figsize=(8, 0.5 + sum(heights)), sharex=True, height_ratios=heights,
         layout="constrained",
     )  # fmt: skip
+    label, keys = next((label, keys) for label, keys in TOP if _points(records, keys[0]))
     of_pairs = any("pairs" in record for record in records)  # whose loss has no unit
-    axes[0].set_ylabel("loss" if of_pairs else "loss (nats per token)")
-    _draw(axes[0], records, ("loss", "val_loss"))
+    axes[0].set_ylabel("loss (nats per token)" if label == "loss" and not of_pairs else label)
+    _draw(axes[0], records, keys)
     for axis, (label, keys) in zip(axes[1:-1], panels):
         axis.set_ylabel(label)
         _draw(axis, records, keys)
@@ -75,15 +87,17 @@ def _draw(axis, records: list[dict], keys: tuple[str, ...]):
         points = _points(records, key)
         if not points:
             continue
-        held_out, rejected = key.startswith(("val_", "exact")), "rejected" in key
+        held_out, rejected = key.startswith(("val_", "exact", "sampled")), "rejected" in key
         label = ("rejected, " if rejected else "chosen, " if "chosen" in key else "") + (
             "held out" if held_out else "training"
         )
+        if key in ("val_reward", "sampled_reward"):
+            label += ", greedy" if key == "val_reward" else ", sampled"
         if not held_out:
             color = REJECTED if rejected else TRAINING
             axis.plot(*zip(*points), color=color, linewidth=1, alpha=0.8, label=label)
             continue
-        color = HELD_OUT_REJECTED if rejected else HELD_OUT
+        color = HELD_OUT_REJECTED if rejected or key == "sampled_reward" else HELD_OUT
         axis.plot(*zip(*points), color=color, marker="o", markersize=4, label=label)
         axis.annotate(
             f"{points[-1][1]:.3f}", (1, points[-1][1]), xycoords=("axes fraction", "data"),
