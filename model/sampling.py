@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 PREFIX = 128  # likeliest tokens looked at before all are sorted, for top_k, top_p and min_p
+CACHED_ROWS = 16  # whose sums in float64 stay in the cache of a CPU
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,9 @@ def inverse(probs: Tensor, uniform: Tensor) -> Tensor:
 
     Never a place of probability 0.
     """
+    if len(probs) > CACHED_ROWS and probs.device.type == "cpu":
+        parts = zip(probs.split(CACHED_ROWS), uniform.split(CACHED_ROWS))
+        return torch.cat([inverse(*part) for part in parts])
     sums = probs.cumsum(-1, dtype=torch.float64)
     # a number so near to 1 that the product is rounded to the whole sum would pass nowhere
     target = torch.minimum(uniform * sums[:, -1], torch.nextafter(sums[:, -1], sums.new_zeros(())))
