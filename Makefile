@@ -46,6 +46,7 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "Talk to it in the terminal:  $(RUN) eval_model.py --model out/dpo"
 	@echo "Chat in a browser, watch training, look inside:  $(RUN) serve_model.py --model out/dpo"
+	@echo "Let it learn from rewards, with a tool, from a teacher:  make demo-rl"
 
 # What the model of `make demo` learns from rewards and from a teacher, in four stages: under ten
 # minutes on two CPU cores with bfloat16.
@@ -64,10 +65,10 @@ demo-rl: $(VENV)/.installed
 	@echo "2 of 4, a tool: it is shown how to call the calculator, and learns by trying to do so well."
 	$(RUN) train_full_sft.py --init_from out/full_sft --data_path out/demo_data/calculator.jsonl \
 		--val_fraction 0 --optimizer muon --learning_rate 4e-3 --warmup_steps 5 \
-		--max_seq_len 704 --batch_size 3 --max_steps 50 --out_dir out/calculator_sft
+		--max_seq_len 704 --batch_size 3 --max_steps 60 --out_dir out/calculator_sft
 	$(RUN) train_grpo.py --init_from out/calculator_sft --tools calculator --max_new_tokens 96 \
-		--batch_size 16 --learning_rate 3e-4 --warmup_steps 5 --max_steps 60 \
-		--eval_generations 0 --eval_interval 30 --out_dir out/grpo_calculator
+		--batch_size 16 --learning_rate 3e-4 --warmup_steps 5 --max_steps 40 \
+		--eval_generations 0 --eval_interval 20 --out_dir out/grpo_calculator
 	@echo
 	@echo "3 of 4, manners: a reward model learns what is kind, and PPO learns to please it. Twenty steps of"
 	@echo "DPO before that: what a model never says, no reward can make likelier."
@@ -88,6 +89,12 @@ demo-rl: $(VENV)/.installed
 	@echo
 	@echo "What each stage has improved, on questions that no stage has seen:"
 	$(RUN) scripts/demo_rl_table.py
+	@echo
+	@printf '%s\n' "/tools calculator" "Tell me what 8 + 7 is." "请算一算9 - 4。" | \
+		$(RUN) eval_model.py --model out/grpo_calculator --temperature 0
+	@echo
+	@printf '%s\n' "What is jam made from?" "Thank you!" | \
+		$(RUN) eval_model.py --model out/ppo --temperature 0
 
 install: $(VENV)/.installed
 

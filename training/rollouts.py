@@ -211,6 +211,15 @@ class Rollouts:
         told = [told[number] for number in numbers]
         parts = of_told[numbers], weights[numbers] * copies, copies, max(in_rows, 1)
         batches = self._packed(told, *parts)
+        figures = self._figures(samples, rewards, completions, prompts)
+        for number, batch in enumerate(batches):  # the first batch tells for all
+            batch.figures = {
+                name: (number == 0) * value.to(run.device) for name, value in figures.items()
+            }
+        return batches
+
+    def _figures(self, samples: list[Sample], rewards: Tensor, completions, prompts) -> dict:
+        """This rank's parts of what is logged of an update, of so many in all, by name."""
         names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
         parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
         spread = rewards.std(-1)  # of each group
@@ -230,11 +239,7 @@ class Rollouts:
             refused = sum(answer.startswith("error: ") for answer in answers)
             figures["calls"] = torch.tensor(len(answers) / completions)
             figures["failed_calls"] = torch.tensor(refused / completions)
-        for number, batch in enumerate(batches):  # the first batch tells for all
-            batch.figures = {
-                name: (number == 0) * value.to(run.device) for name, value in figures.items()
-            }
-        return batches
+        return figures
 
     def _packed(self, samples: list[Sample], *told) -> list[Rows]:
         """Samples in rows; told: what `_batch` needs to know of each."""
