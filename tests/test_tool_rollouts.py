@@ -1,5 +1,8 @@
 """Completions that call tools: the model speaks, tools answer, and only what it says is learned."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +24,9 @@ from tests.test_rollouts import run_of
 from tools.calls import TOOLS, load_tools, named_tools
 from train_grpo import token_weights
 from training import completions
-from training.completions import Tools, sample, tools_of
+from training.completions import Tools, names_of, sample, tools_of
+from training.distributed import Ranks
+from training.prompts import prompt_datasets
 from training.rollouts import Rollouts, in_words, token_log_probs
 
 CALCULATOR = {"calculator": TOOLS["calculator"]}
@@ -94,6 +99,33 @@ def test_the_conversation_is_that_of_a_chat(tokenizer, caller):
     assert alone.completion.messages == SAID[:1] and all(alone.is_said)
     assert alone.completion.text == ""  # a call is not said aloud
     assert reward([alone.completion]) == [0.0]
+
+
+def test_prompts_and_tools(tokenizer, tmp_path):
+    """Records keep the tools that they describe, others get those of --tools; who is not there is
+    named before training.
+    """
+    own = [{"name": f"tool_{i}", "description": "d", "parameters": {}} for i in range(7)]
+    system = {"role": "system", "content": "", "tools": json.dumps(own)}
+    placeholder = {"role": "assistant", "content": ""}
+    agent = {"conversations": [system, *ASK, placeholder], "gt": ["7"]}
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in (
+        agent, {"question": "What is 1 + 1?", "answer": "2"}
+    )))  # fmt: skip
+    lines = []
+    run = SimpleNamespace(say=lines.append, ranks=Ranks(0, 0, 1, torch.device("cpu")))
+    args = SimpleNamespace(
+        data_path=[str(data)], val_data_path=None, on_bad_record="stop", reward=["values=1"],
+        val_fraction=0.0, max_seq_len=2000, max_new_tokens=10, enable_thinking=False,
+    )  # fmt: skip
+    prompts, _ = prompt_datasets(args, tokenizer, run, Tools(CALCULATOR, 3))
+    told = {prompt.text: names_of(prompt) for prompt in prompts.prompts}
+    assert told == {
+        ASK[0]["content"]: [f"tool_{i}" for i in range(7)], "What is 1 + 1?": ["calculator"],
+    }  # fmt: skip
+    (line,) = [line for line in lines if "--tools" in line]
+    assert "tool_0, tool_1, tool_2, tool_3, tool_4 and 2 more" in line
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
@@ -332,5 +364,8 @@ def test_flags(tmp_path, tokenizer):
 
     found = tools_of(Args, tokenizer)
     assert found.max_turns == 2 and found.descriptions == [TOOLS["calculator"].description]
+    Args.tools = ["calculater"]
+    with pytest.raises(ValueError, match="--tools: expected all, calculator"):
+        tools_of(Args, tokenizer)
     Args.tools = None
     assert tools_of(Args, tokenizer) == Tools()

@@ -68,17 +68,19 @@ def tools_of(args, tokenizer: Tokenizer) -> Tools:
     """The tools of --tools. Raises ValueError where a chat has no place for calls and answers."""
     if not args.tools:
         return Tools()
-    tools = Tools(named_tools(args.tools), args.max_turns, args.enable_thinking)
-    if CALL not in tokenizer.control_tokens:
-        raise ValueError(f"--tools: the tokenizer of {tokenizer.folder} has no {CALL}: the model "
-                         "was not taught to call tools")  # fmt: skip
-    name, tool = next(iter(tools.functions.items()))
-    messages = [
-        {"role": "user", "content": "?"},
-        {"role": "assistant", "content": "", "tool_calls": [{"name": name, "arguments": {}}]},
-        {"role": "tool", "content": "1"},
-    ]
     try:
+        tools = Tools(named_tools(args.tools), args.max_turns, args.enable_thinking)
+        if CALL not in tokenizer.control_tokens:
+            raise ValueError(
+                f"the tokenizer of {tokenizer.folder} has no {CALL}: the model was not taught to "
+                "call tools"
+            )
+        name, tool = next(iter(tools.functions.items()))
+        messages = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"name": name, "arguments": {}}]},
+            {"role": "tool", "content": "1"},
+        ]
         after_tools(tokenizer, messages, [tool.description], tools.enable_thinking)
     except ValueError as error:
         raise ValueError(f"--tools: {error}") from None

@@ -100,8 +100,12 @@ def prompt_datasets(
         for line in [*problems.lines(), *check_prompts(args.reward, prompts)]:
             run.say(line)
         if tools.functions and (names := without_function([*prompts, *held_out], tools)):
-            run.say(f"warning: --tools has no {', '.join(names)}, which prompts describe: a call "
-                    "is answered by an error")  # fmt: skip
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            told = ", ".join(names[:5]) + more
+            run.say(
+                f"warning: --tools has no {told}, which prompts describe: calls are answered by an "
+                "error"
+            )
         if not held_out:
             contents = (repr(prompt.ids).encode() for prompt in prompts)
             is_held_out = held_out_items(contents, args.val_fraction)
