@@ -552,4 +552,4 @@ def test_many_mistakes_cost_no_more_than_one(server, body):
     )  # fmt: skip
     assert answer.status_code == 400 and is_error(answer.text)
     assert len(answer.text) < 2000
-    assert time.perf_counter() - begun < 2
+    assert time.perf_counter() - begun < 8
