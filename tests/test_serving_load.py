@@ -545,11 +545,11 @@ def test_large_prompts_do_not_hold_the_server_up(server, folder):
 def test_many_mistakes_cost_no_more_than_one(server, body):
     """A body in which everything is wrong: refused for the first of them, quickly (keeping an error
     for each took 15 seconds of the event loop, and gigabytes)."""
-    begun = time.perf_counter()
+    begun = time.process_time()  # client and server: this process
     answer = httpx.post(
         server.url + COMPLETIONS, content=body, headers={"Content-Type": "application/json"},
         timeout=60,
     )  # fmt: skip
     assert answer.status_code == 400 and is_error(answer.text)
     assert len(answer.text) < 2000
-    assert time.perf_counter() - begun < 8
+    assert time.process_time() - begun < 2
