@@ -135,6 +135,24 @@ def test_a_finished_run_has_nothing_to_do(here, tmp_path, flags, script):
     assert contents(tmp_path / "run") == before
 
 
+def test_a_run_killed_before_its_last_line_is_finished_by_the_next(here, tmp_path, flags):
+    """All is saved, the end is not noted yet: the same command notes it, other flags do not."""
+    few = [*flags["pretrain"], "--max_steps", 4]
+    here("pretrain", tmp_path / "run", *few)
+    metrics, image = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "loss.png"
+    whole = metrics.read_text()
+    *lines, end = whole.splitlines(keepends=True)
+    assert json.loads(end) == {"step": 4, "event": "end", "state": "finished"}
+    for cut in ("", end[: len(end) // 2]):
+        metrics.write_text("".join(lines) + cut)
+        image.unlink()
+        output = here("pretrain", tmp_path / "run", *few, "--max_steps", 2)
+        assert "nothing to do" in output and metrics.read_text() == "".join(lines) + cut
+        output = here("pretrain", tmp_path / "run", *few)
+        assert "nothing to do" in output and metrics.read_text() == whole
+        assert image.exists()
+
+
 def test_a_finished_run_of_epochs_has_nothing_to_do(here, tmp_path, flags):
     """Where --epochs counts, the data is read first; two processes say it once."""
     epochs = [*flags["full_sft"], "--max_steps", 0, "--batch_size", 2]

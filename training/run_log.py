@@ -47,6 +47,21 @@ def failed(error: Exception):
             _open.event(_open.state.step, "end", state="failed", error=reason[:LONGEST_REASON])
 
 
+def note_end(out_dir: Path, step: int):
+    """Add the last line of a run that was killed between its last save and that line."""
+    path = Path(out_dir) / "metrics.jsonl"
+    records = read_metrics(path) if path.is_file() else []
+    if records and records[-1].get("event") != "end":
+        _write_all(path, [*records, {"step": step, "event": "end", "state": "finished"}])
+        plot_metrics(path, path.with_name("loss.png"))
+
+
+def _write_all(path: Path, records: list[dict]):
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
+    temporary.replace(path)
+
+
 def open_log(run) -> RunLog:
     """The log of a Run that begins, after its first lines: what is trained, on what."""
     args, rows, is_sampled = run.args, run.sampler.rows_per_update, run.unit == "prompts"
@@ -292,9 +307,7 @@ class RunLog:
         kept = read_metrics(self.path)[:count] if self.path.exists() else []
         self.lines = len(kept)  # fewer than `count` after a resume from another folder's checkpoint
         if self.path.exists():
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-            temporary.replace(self.path)
+            _write_all(self.path, kept)
 
 
 def _short(value) -> str:

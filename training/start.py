@@ -12,7 +12,7 @@ import torch
 
 from dataset.readers import check_path
 from model.config import LMConfig
-from training import checkpoint, cli, run_lock
+from training import checkpoint, cli, run_lock, run_log
 from training.distributed import Ranks, sum_over_ranks
 from training.identity import (
     DATA_FLAGS,
@@ -154,6 +154,8 @@ def _end_if_finished(folder: Path, total_steps: int, args, ranks: Ranks, config:
     if ranks.is_main:
         # what a run that was killed after its last save has not come to
         checkpoint.remove_leftovers(args.out_dir)
+        if not changed and folder.resolve().parent == Path(args.out_dir).resolve():
+            run_log.note_end(args.out_dir, state["step"])
         metrics = Path(args.out_dir) / "metrics.jsonl"
         if metrics.is_file() and not metrics.with_name("loss.png").exists():
             plot_metrics(metrics, metrics.with_name("loss.png"))
