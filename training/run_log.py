@@ -21,13 +21,8 @@ from training.plot import plot_metrics, read_metrics
 from training.speed import flops_per_token, matmul_rate
 from training.state import RunState
 
-NOT_PRINTED = (
-    "epoch",
-    "tokens",
-    "pairs",
-    "examples",
-    "prompts",
-)  # in metrics.jsonl alone: they follow from the step
+# in metrics.jsonl alone: they follow from the step; the gap is of use to those who look for a fault
+NOT_PRINTED = ("epoch", "tokens", "pairs", "examples", "prompts", "gap")
 # what depends on the machine and not on what is learned
 SPEEDS = (
     "tokens_per_s", "pairs_per_s", "examples_per_s", "prompts_per_s", "mfu", "memory_gb",
@@ -160,7 +155,9 @@ class RunLog:
             self.event_files.metrics(step, values | speeds)
         if self.wandb:
             self.wandb.log(values | speeds, step=step)
-        parts = [f"{k} {_short(v)}" for k, v in values.items() if k not in NOT_PRINTED]
+        names = [name for name in values if name not in NOT_PRINTED]
+        names.sort(key=lambda name: not name.startswith("reward"))  # what is trained for: first
+        parts = [f"{name} {_short(values[name])}" for name in names]
         if speed:
             rate = speeds[f"{speed}_per_s"]
             parts.append(f"{rate:,.{2 if rate < 10 else 0}f} {speed}/s")
@@ -170,11 +167,10 @@ class RunLog:
                 parts.append(
                     f"sampling {speeds['sampling_s']:.2f} s  updating {speeds['updating_s']:.2f} s"
                 )
-            parts += [
-                f"{speeds['memory_gb']:.1f} GB",
-                f"data wait {speeds['data_wait']:.0%}",
-                f"{speeds['minutes_left']:.1f} min left",
-            ]
+            parts.append(f"{speeds['memory_gb']:.1f} GB")
+            if "sampling_s" not in speeds:  # prompts are there at once
+                parts.append(f"data wait {speeds['data_wait']:.0%}")
+            parts.append(f"{speeds['minutes_left']:.1f} min left")
         self.say(
             f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}  " + "  ".join(parts)
         )
