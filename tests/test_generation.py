@@ -4,11 +4,8 @@ import pytest
 import torch
 from oracle_models import our_model, pair, random_ids, random_numbers
 
-from model.generation import (
-    KVCache,
-    generate,
-    generate_batch,
-)
+from model.attention import attention
+from model.generation import KVCache, generate, generate_batch
 from training.evaluation import greedy_answers
 
 # dense with plain positions, dense with YaRN, and experts
@@ -147,6 +144,21 @@ def test_generation_runs_in_bfloat16_and_under_autocast(kind):
     with torch.autocast("cpu", torch.bfloat16):
         assert len(list(generate(model, [1, 2, 3], 8, set(), seed=0))) == 8
     assert len(list(generate(model.bfloat16(), [1, 2, 3], 8, set(), seed=0))) == 8
+
+
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("query_heads", [2, 4, 6])
+def test_attention_of_one_token_in_bfloat16(monkeypatch, query_heads, has_amx):
+    """However query heads share their key head, the result is float64's to bfloat16's precision."""
+    monkeypatch.setattr("model.attention.HAS_AMX", has_amx)
+    generator = torch.Generator().manual_seed(query_heads)
+    q = torch.randn(3, query_heads, 1, 32, generator=generator).bfloat16()
+    k, v = torch.randn(2, 3, 2, 20, 32, generator=generator).bfloat16()[..., :17, :]
+    mask = (torch.arange(17) <= torch.tensor([[16], [4], [0]]))[:, None, None]  # [3, 1, 1, 17]
+    q64, k64, v64 = q.double(), *(t.double().repeat_interleave(query_heads // 2, 1) for t in (k, v))
+    scores = (q64 @ k64.mT / 32**0.5).masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(-1) @ v64
+    torch.testing.assert_close(attention(q, k, v, mask).double(), expected, atol=2e-2, rtol=1e-2)
 
 
 def greedy(model, prompt, new_tokens, stop_ids=frozenset(), **options):

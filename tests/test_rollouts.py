@@ -448,6 +448,17 @@ def test_held_out_figures(tokenizer, rollouts):
     assert len(lines) == 3 and lines[0].endswith("(exact 1)") and lines[1].endswith("(exact 0)")
 
 
+def test_held_out_rewards_are_told_by_name(tokenizer, rollouts):
+    """Where there are several: each as it is, beside their weighted sum."""
+    rewards = ["length:1:99=0.5", "overlong:1:12=2"]  # of 1 to 12 tokens: 1; from 0 to -1
+    made = rollouts(model_of("dense"), rewards, eval_generations=0)
+    figures, _ = made.measure(Prompts(prompts_of(tokenizer, 4)))
+    assert figures["val_reward_length"] == 1 and -1 <= figures["val_reward_overlong"] < 0
+    total = 0.5 + 2 * figures["val_reward_overlong"]
+    assert figures["val_reward"] == pytest.approx(total, rel=1e-6)
+    assert figures.keys() == {"val_reward", "greedy", "val_reward_length", "val_reward_overlong"}
+
+
 class Prompts:
     def __init__(self, prompts):
         self.prompts = prompts

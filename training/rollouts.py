@@ -220,12 +220,10 @@ class Rollouts:
 
     def _figures(self, samples: list[Sample], rewards: Tensor, completions, prompts) -> dict:
         """This rank's parts of what is logged of an update, of so many in all, by name."""
-        names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
-        parts = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
         spread = rewards.std(-1)  # of each group
         figures = {
             "reward": rewards.sum() / completions,
-            **{name: part / completions for name, part in zip(names, parts)},
+            **{name: total / completions for name, total in self._by_reward(samples).items()},
             "reward_std": spread.sum() / prompts,
             "no_spread": (spread == 0).sum() / prompts,
             "length": torch.tensor(sum(len(s.completion.ids) for s in samples) / completions),
@@ -240,6 +238,12 @@ class Rollouts:
             figures["calls"] = torch.tensor(len(answers) / completions)
             figures["failed_calls"] = torch.tensor(refused / completions)
         return figures
+
+    def _by_reward(self, samples: list[Sample]) -> dict[str, Tensor]:
+        """Where there are several rewards, the sum of each over the samples, by its name."""
+        names = [f"reward_{name}" for name, _, _ in self.rewards] if len(self.rewards) > 1 else []
+        sums = torch.tensor([s.rewards for s in samples]).view(-1, len(self.rewards)).sum(0)
+        return dict(zip(names, sums))
 
     def _packed(self, samples: list[Sample], *told) -> list[Rows]:
         """Samples in rows; told: what `_batch` needs to know of each."""
@@ -322,7 +326,7 @@ class Rollouts:
     def measure(self, dataset) -> tuple[dict, list[str]]:
         """For `Run.begin`: how held-out prompts are answered, greedily and as sampled.
 
-        val_reward      mean of greedy answers
+        val_reward      mean of greedy answers; of several rewards val_reward_NAME, too
         greedy          share of prompts whose greedy answer is right: the first reward is 1 or more
         sampled_reward  mean of sampled completions, --eval_generations a prompt
         sampled_std     … and standard deviation of all of them
@@ -341,7 +345,9 @@ class Rollouts:
 
         greedy = self._sample(prompts, "greedy", 1, Sampling(temperature=0), asked_to_stop)
         sums = [self.judge(greedy).sum(), rights(greedy).sum()]
-        names = ["val_reward", "greedy"]
+        parts = self._by_reward([group[0] for group in greedy])
+        names = ["val_reward", "greedy", *(f"val_{name}" for name in parts)]
+        sums += parts.values()
         if count:
             sampling = Sampling(temperature=args.temperature)
             sampled = self._sample(prompts, "held out", count, sampling, asked_to_stop)
