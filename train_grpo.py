@@ -33,6 +33,7 @@ EPSILONS = {"cispo": (0.0, 5.0), "gspo": (3e-4, 4e-4), "dapo": (0.2, 0.28)}  # e
 
 def group_advantages(rewards, args):
     """How much better a completion is than its group, [prompts, generations] as the rewards."""
+    rewards = rewards - rewards[:, :1]  # of equal ones, a mean may be rounded to another number
     advantages = rewards - rewards.mean(-1, keepdim=True)
     if args.scale_rewards == "group":  # Dr. GRPO leaves it out: --scale_rewards none
         advantages = advantages / (rewards.std(-1, keepdim=True) + 1e-4)  # unbiased: n - 1

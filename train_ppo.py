@@ -131,10 +131,10 @@ def main():
         for prompts in rollouts.prompts(dataset, loader, epoch):
             groups = rollouts.sample(prompts)  # with the weights as they are now
             scores = rollouts.judge(groups)  # [prompts, generations]
-            steps = []
+            figures, steps = rollouts.figures(groups, scores), []
             for part in minibatches(run, [number for number, _ in prompts], args.minibatches):
                 chosen = [groups[i] for i in part], scores[part]
-                steps.append(rollouts.rows(*chosen, scores[part], token_weights))
+                steps.append(rollouts.rows(*chosen, scores[part], token_weights, figures=figures))
             batches = [rows for step in steps for rows in step]
             rollouts.ask_reference(reference, batches)
             looked_back = iter(look_back(run, batches, args))
