@@ -24,7 +24,7 @@ from training.policy import load_policy, load_reference, write_policy
 from training.prompts import prompt_datasets
 from training.rollouts import Rollouts, sequence_means, token_log_probs
 from training.run import Run
-from training.scoring import rewards_of
+from training.scoring import judged_by, rewards_of
 
 SEQ_LEN = 1024  # tokens of the longest prompt with its completion, and of a packed row
 LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"]
@@ -109,7 +109,7 @@ def parts_of_the_loss(args) -> dict:
         "loss", "beta", "epsilon", "epsilon_high", "inner_updates", "num_generations", "reward",
         "scale_rewards", "temperature", "max_new_tokens", "mask_truncated", "tools", "max_turns",
     )  # fmt: skip
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | {"judged_by": judged_by(args)}
 
 
 def main():

@@ -176,7 +176,8 @@ class Rollouts:
             self.num_failed = 0
             return torch.zeros(0, self.run.args.num_generations)
         before = sum(reward.num_failed for reward in self.own)
-        totals, parts = judged(self.rewards, [one.completion for one in samples])
+        with torch.no_grad():  # what a function of the user's does to gradients ends here
+            totals, parts = judged(self.rewards, [one.completion for one in samples])
         self.num_failed = sum(reward.num_failed for reward in self.own) - before
         for one, *values in zip(samples, *parts.values()):
             one.rewards = values
