@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from dataset.chat import NO_THINKING
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited
 from training import checkpoint, cli
@@ -116,6 +117,7 @@ def main():
     args = parse_args()
     args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
     tokenizer = load_tokenizer(args.init_from)
+    tokenizer.chat_template = tokenizer.chat_template or NO_THINKING  # a base model's has none
 
     # (2) the architecture
     config = cli.build_config(args, tokenizer.vocab_size, SEQ_LEN)

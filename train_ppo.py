@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from dataset.chat import NO_THINKING
 from dataset.tokenizer import load_tokenizer
 from model.hf_format import inherited, weights_sha256
 from training import checkpoint, cli
@@ -90,6 +91,7 @@ def main():
     args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
     args.critic_from = checkpoint.model_folder(args.critic_from or args.init_from, "--critic_from")
     tokenizer = load_tokenizer(args.init_from)
+    tokenizer.chat_template = tokenizer.chat_template or NO_THINKING  # a base model's has none
     cli.check_sampling(args)
 
     # (2) the architecture, of policy and critic
