@@ -71,6 +71,15 @@ LETTERS = [
     ("I choose C", "C"), ("I think D is right", "D"), ("A is wrong and so is B", None),
     ("U.S. law", None), ("I", "I"), ("Paris", None), ("", None), ("the answer is a dog", None),
     ("The answer is Apple", None), ("The answer is B. No, the answer is C.", "C"), ("ABC", None),
+    ("The answer is 'B'", "B"), ('The answer is "B".', "B"), ("the answer is “B”, I think", "B"),
+    ("答案是「B」", "B"), ("'B'", "B"), ("`B`", "B"), ("A or B? I pick 'B'", None),
+    ("the answer is b", "B"), ("The answer is b.", "B"), ("the answer is (b) Paris", "B"),
+    ("the answer is b) Paris", "B"), ("the answer is 'b'", "B"), ("The answer is **b**", "B"),
+    ("answer: c\nbecause", "C"), ("答案是b。", "B"), ("the answer is (a)", "A"),
+    ("the answer is a", None), ("the answer is a.", None), ("the answer is b or c", None),
+    ("the answer is e.g. this", None), ("the answer is but a dog", None), ("choose c++", None),
+    ("The answer is A. No, it is wrong: the answer is b", "B"), ("don't say 'it'", None),
+    ("Answer: I think it is B", "B"), ("The answer is I", "I"),
 ]  # fmt: skip
 
 
@@ -282,7 +291,7 @@ EVERY = [
     (tool_call, right_calls), (tool_name, right_calls), (form.think_format, None),
 ]  # fmt: skip
 PIECES = ["<tool_call>", "</tool_call>", '{"name": "a", "arguments": {}}', "<think>", "</think>",
-          "```", "json\n", "\n", "{", "[", '"', "answer is ", "答案", "选", ":", "(", "A", "B ",
+          "```", "json\n", "\n", "{", "[", '"', "answer is ", "答案", "选", "'b'", ":", "(", "A", "B ",
           "#### ", " ", r"\boxed{", "}", "a", "1"]  # fmt: skip
 
 
