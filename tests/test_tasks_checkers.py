@@ -291,8 +291,8 @@ EVERY = [
     (tool_call, right_calls), (tool_name, right_calls), (form.think_format, None),
 ]  # fmt: skip
 PIECES = ["<tool_call>", "</tool_call>", '{"name": "a", "arguments": {}}', "<think>", "</think>",
-          "```", "json\n", "\n", "{", "[", '"', "answer is ", "答案", "选", "'b'", ":", "(", "A", "B ",
-          "#### ", " ", r"\boxed{", "}", "a", "1"]  # fmt: skip
+          "```", "json\n", "\n", "{", "[", '"', "answer is ", "答案", "选", "'b'", ":", "(", "A",
+          "B ", "#### ", " ", r"\boxed{", "}", "a", "1"]  # fmt: skip
 
 
 @settings(max_examples=500, deadline=None)
