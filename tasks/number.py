@@ -48,7 +48,7 @@ WORDS = re.compile(
 # What may stand beside the number in a box: signs that change nothing, and words, if they are units
 BESIDE = set(" \t\n\r.,:;()[]{}°%~≈\"'“”‘’。、\u00a0\u2009\u202f" + CURRENCIES)
 SHORT_UNITS = {"m", "g", "s", "km", "cm", "mm", "kg", "mg", "ml", "mL", "lb", "oz", "ft", "in",
-               "mi", "hr", "am", "pm", "mph"}  # fmt: skip
+               "mi", "hr", "am", "pm", "mph", "st", "nd", "rd", "th"}  # fmt: skip
 NO_UNITS = {"log", "sqrt", "root", "sin", "cos", "tan", "exp", "mod"}
 MAGNITUDES = re.compile(
     r"(?i:hundred|thousand|million|billion|trillion|dozen)|[十万萬亿億半]|百(?!分)|千(?![克米瓦卡])"
@@ -108,8 +108,11 @@ def number_of(text: str) -> Number | None:
 
 
 def all_numbers(text: str) -> list[Number]:
-    """Every number that a text says."""
-    return [found for found in numbers_in(_plain(text)) if found is not None]
+    """Every number that a text says; of `3 100`, all three that it may be."""
+    text = _plain(text)
+    joined = SPACED.sub(_digits, text)
+    found = [*numbers_in(text), *(numbers_in(joined) if joined != text else ())]
+    return [number for number in found if number is not None]
 
 
 def number_alone(text: str) -> Number | None:

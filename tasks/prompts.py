@@ -187,7 +187,7 @@ def _right_answer(record: Fields, remarks: Remarks) -> object:
             continue  # the name of a model, for example
         value = record.get(name)
         if name == "reward_model":
-            value = _ground_truth(value)
+            value = _from_json(_ground_truth(value), "ground_truth")
         elif name in ("gt", "ground_truth"):
             value = _from_json(value, name)
         elif name in ANSWERS:

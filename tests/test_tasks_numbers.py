@@ -43,6 +43,7 @@ KNOWN = [
     (r"\boxed{5 km}", 5), (r"\boxed{5m}", 5), (r"\boxed{5 apples}", 5), (r"\boxed{约5千米}", 5),
     (r"\boxed{\text{72}}", 72), (r"\boxed{\text{-72 km}}", -72), (r"\boxed{\mathbf{72}}", 72),
     (r"\boxed{5\text{ cm}^2}", 5), (r"\boxed{f(x) = 5}", 5), (r"\boxed{5 = x}", 5),
+    (r"\boxed{5th}", 5),
     (r"\boxed{- 5}", -5), (r"\boxed{x = - 5}", -5), ("x = - 5", -5), ("x =- 5", -5),
     (r"\boxed{- \frac{3}{4}}", "-3/4"), (r"\boxed{-\ \$5}", -5), (r"\boxed{10 - 5}", None),
     ("#### - 5", -5), ("- 5", -5), ("a list:\n- 5", 5), ("x - 5", 5), ("- 4\n- 5", 5),

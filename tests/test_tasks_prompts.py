@@ -227,6 +227,11 @@ def test_what_nothing_reads_is_said(read):
     )
 
 
+def as_text(value):
+    """What a cell holds."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 ROWS = [  # what csv holds, and what is right: lists and objects as JSON text
     ({"gt": '["2", "plus"]'}, ["2", "plus"], None),
     ({"gt": "[2, 3]"}, [2, 3], None),
@@ -239,6 +244,7 @@ ROWS = [  # what csv holds, and what is right: lists and objects as JSON text
     ({"answer": '["a"]'}, '["a"]', None),
     ({"reward_model": '{"style": "rule", "ground_truth": "3"}'}, "3", None),
     ({"reward_model": '{"ground_truth": ["3", "4"]}'}, ["3", "4"], None),
+    ({"reward_model": {"ground_truth": '["3", "4"]'}}, ["3", "4"], None),
     ({"reward_model": '{"ground_truth": "[0, 1]"}'}, "[0, 1]", None),
     ({"reward_model": "rm-7b", "answer": "3"}, "3", None),
     ({"completion": json.dumps([assistant("3")])}, "3", None),
@@ -252,7 +258,7 @@ def test_a_right_answer_may_be_json_text(read, tmp_path, tokenizer, row, answer,
     """In csv and in jsonl alike, as in prompt and choices; what only looks like JSON stays text."""
     path = tmp_path / "records.csv"
     with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([["prompt", *row], [json.dumps(Q), *row.values()]])
+        csv.writer(file).writerows([["prompt", *row], [json.dumps(Q), *map(as_text, row.values())]])
     for prompt in (*read_prompts(path, tokenizer), *read({"prompt": Q} | row)):
         assert (prompt.messages, prompt.answer, prompt.calls) == (Q, answer, calls)
 

@@ -144,9 +144,12 @@ def test_a_tool_that_ends_the_program_has_failed(load):
     tools = load(
         "import sys\n"
         "def leave() -> str:\n  'Leaves.'\n  sys.exit('bye')\n"
+        "class Odd(Exception):\n  def __str__(self): return self.missing\n"
+        "def odd() -> str:\n  'Odd.'\n  raise Odd\n"
         "def stop() -> str:\n  'Stops.'\n  raise KeyboardInterrupt\n"
     )
     assert answer("leave", {}, tools) == "error: leave failed: SystemExit: bye"
+    assert answer("odd", {}, tools) == "error: odd failed: Odd"
     with pytest.raises(KeyboardInterrupt):
         answer("stop", {}, tools)
     with pytest.raises(KeyboardInterrupt):

@@ -31,7 +31,7 @@ from model.json_file import shown
 from tools.calculator import calculator
 from tools.clock import get_time
 from tools.lookup import load_table
-from tools.own_files import load_file
+from tools.own_files import load_file, what_failed
 from tools.unit_conversion import convert_units
 
 MOST_CHARACTERS = 10_000  # of a result
@@ -71,7 +71,7 @@ def tool_of(function: Callable, name: str | None = None) -> Tool:
         hints = typing.get_type_hints(behind)
         signature = inspect.signature(function)
     except Exception as error:
-        why = f"{type(error).__name__}: {shown(error)}"
+        why = what_failed(error)
         raise ValueError(f"{name}: its type hints cannot be read ({why})") from None
     properties, required = {}, []
     for parameter in signature.parameters.values():
@@ -140,12 +140,12 @@ def call(name: str, arguments: dict, tools: dict[str, Tool] = TOOLS) -> str:
     except ValueError as error:
         raise ToolError(shown(error, 500)) from None
     except (Exception, SystemExit) as error:
-        raise ToolError(f"{name} failed: {type(error).__name__}: {shown(error)}") from error
+        raise ToolError(f"{name} failed: {what_failed(error)}") from error
     try:
         is_text = isinstance(result, str)
         text = result if is_text else json.dumps(result, ensure_ascii=False, allow_nan=False)
     except Exception as error:  # nan, or what JSON cannot hold
-        raise ToolError(f"{name} failed: {type(error).__name__}: {shown(error)}") from error
+        raise ToolError(f"{name} failed: {what_failed(error)}") from error
     if len(text) > MOST_CHARACTERS:
         raise ToolError(f"the result of {name} has {len(text):,} characters, expected at most "
                         f"{MOST_CHARACTERS:,}")  # fmt: skip

@@ -44,6 +44,13 @@ def load_file(path: str | Path) -> ModuleType:
         hint = ""
         if isinstance(error, SystemExit):  # sys.exit(), or argparse
             hint = '; what only a script does belongs behind if __name__ == "__main__":'
-        told = f"{type(error).__name__}: {shown(error)}".removesuffix(": ")
-        raise ValueError(f"{path}: {told}{hint}") from error
+        raise ValueError(f"{path}: {what_failed(error)}{hint}") from error
     return module
+
+
+def what_failed(error: BaseException) -> str:
+    """An error of a user's code in a line, whatever its own text is."""
+    try:
+        return f"{type(error).__name__}: {shown(error)}".removesuffix(": ")
+    except Exception:  # in its __str__
+        return type(error).__name__
