@@ -24,7 +24,7 @@ from training.policy import load_policy, load_reference, write_policy
 from training.prompts import prompt_datasets
 from training.rollouts import Rollouts, sequence_means, token_log_probs
 from training.run import Run
-from training.scoring import rewards_of
+from training.scoring import judged_by, rewards_of
 
 SEQ_LEN = 1024  # tokens of the longest prompt with its completion, and of a packed row
 LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"]
@@ -33,6 +33,7 @@ EPSILONS = {"cispo": (0.0, 5.0), "gspo": (3e-4, 4e-4), "dapo": (0.2, 0.28)}  # e
 
 def group_advantages(rewards, args):
     """How much better a completion is than its group, [prompts, generations] as the rewards."""
+    rewards = rewards - rewards[:, :1]  # of equal ones, a mean may be rounded to another number
     advantages = rewards - rewards.mean(-1, keepdim=True)
     if args.scale_rewards == "group":  # Dr. GRPO leaves it out: --scale_rewards none
         advantages = advantages / (rewards.std(-1, keepdim=True) + 1e-4)  # unbiased: n - 1
@@ -108,7 +109,7 @@ def parts_of_the_loss(args) -> dict:
         "loss", "beta", "epsilon", "epsilon_high", "inner_updates", "num_generations", "reward",
         "scale_rewards", "temperature", "max_new_tokens", "mask_truncated", "tools", "max_turns",
     )  # fmt: skip
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | {"judged_by": judged_by(args)}
 
 
 def main():

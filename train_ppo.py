@@ -28,7 +28,7 @@ from training.ppo_losses import policy_loss, value_loss
 from training.prompts import prompt_datasets
 from training.rollouts import Rollouts, token_log_probs
 from training.run import Run
-from training.scoring import rewards_of
+from training.scoring import judged_by, rewards_of
 
 SEQ_LEN = 1024  # tokens of the longest prompt with its completion, and of a packed row
 IDENTITY = ("reward", "kl_coef", "gamma", "lam", "epsilon", "value_epsilon", "value_coef",
@@ -95,7 +95,7 @@ def main():
     # (2) the architecture, of policy and critic
     config = cli.build_config(args, tokenizer.vocab_size, SEQ_LEN)
 
-    numbers = {name: getattr(args, name) for name in IDENTITY}
+    numbers = {name: getattr(args, name) for name in IDENTITY} | {"judged_by": judged_by(args)}
     critic_from = f"the critic with the SHA-256 {weights_sha256(args.critic_from)[:12]}…"
 
     # (3) under torchrun: join the process group, take this rank's device
@@ -131,10 +131,10 @@ def main():
         for prompts in rollouts.prompts(dataset, loader, epoch):
             groups = rollouts.sample(prompts)  # with the weights as they are now
             scores = rollouts.judge(groups)  # [prompts, generations]
-            steps = []
+            figures, steps = rollouts.figures(groups, scores), []
             for part in minibatches(run, [number for number, _ in prompts], args.minibatches):
                 chosen = [groups[i] for i in part], scores[part]
-                steps.append(rollouts.rows(*chosen, scores[part], token_weights))
+                steps.append(rollouts.rows(*chosen, scores[part], token_weights, figures=figures))
             batches = [rows for step in steps for rows in step]
             rollouts.ask_reference(reference, batches)
             looked_back = iter(look_back(run, batches, args))

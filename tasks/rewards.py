@@ -18,11 +18,13 @@ What a checker does wrong stops no run: it counts as 0, and is told the first ti
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,7 @@ from tasks.tool_calls import right_calls, tool_call, tool_name
 Reward = Callable[[list[Completion]], list[float]]  # one number for each
 Report = Callable[[str], None]
 MODEL = "model="
+TAKEN = ("std", "failed")  # reward_std and reward_failed are figures of another kind
 LARGEST = 1e6  # of a weight, and of what a reward gives: float32 adds such numbers up
 
 
@@ -100,10 +103,23 @@ def make_rewards(
             name, reward = _named_reward(what, report, model_reward)
             if name in [other for other, _, _ in made]:
                 raise ValueError(f"there is a reward of the name {name} already")
+            if name in TAKEN:
+                raise ValueError(f"reward_{name} is another figure of the log: rename the function")
         except ValueError as error:
             raise ValueError(f"{flag} {shown(spec, 100)}: {error}") from None
         made.append((name, weight, reward))
     return made
+
+
+def paths_in(specs: list[str]) -> list[Path]:
+    """The files and folders that specs name; those that are not there `make_rewards` tells."""
+    paths = []
+    for spec in specs:
+        with contextlib.suppress(ValueError):
+            what, _ = _what_and_weight(spec)
+            is_model = what.startswith(MODEL)
+            paths.append(Path(what.removeprefix(MODEL) if is_model else what.rpartition(":")[0]))
+    return [path for path in paths if path.name and path.exists()]
 
 
 def judged(
@@ -160,11 +176,14 @@ class CheckedReward:
         return self._judged(completions)
 
     def _judged(self, completions: list[Completion]) -> list[float]:
+        shown_to = completions
+        if self.is_own:  # whatever it does to what it is given
+            shown_to = [replace(one, ids=[*one.ids]) for one in completions]
         try:
-            given = list(self.judge(completions))
+            given = list(self.judge(shown_to))
             if len(given) != len(completions):
                 raise ValueError(f"expected {len(completions)} numbers, got {len(given)}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._failed(len(completions), f"{type(error).__name__}: {shown(error)}")
             return [0.0] * len(completions)
         return list(map(self._finite, given))
@@ -199,7 +218,7 @@ def load_reward(path: Path, function: str) -> Reward:
     sys.modules[spec.name] = module  # a dataclass in it looks its module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # of sys.exit() and argparse
         raise ValueError(f"{path}: {type(error).__name__}: {shown(error)}") from error
     found = getattr(module, function, None)
     if not callable(found) or inspect.isclass(found):

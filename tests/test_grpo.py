@@ -174,6 +174,40 @@ def test_lora_leaves_the_base_alone(monkeypatch, tmp_path, flags):
     assert all(t.abs().sum() > 0 for t in load_file(folder / "adapter_model.safetensors").values())
 
 
+@pytest.mark.parametrize("what", ["reward", "tool"])
+def test_what_it_learns_by_is_part_of_the_run(monkeypatch, tmp_path, flags, capsys, what):
+    """A function or table of the user's that has changed is named; --allow_changes goes on."""
+    table = tmp_path / "prices.csv"
+    table.write_text("name,value\nfig,3\n")
+    more = ["--max_position_embeddings", 1024, "--max_seq_len", 800, "--batch_size", 2]
+    run = [*flags["grpo"], *more, "--tools", table, "--max_steps"]
+    train(monkeypatch, tmp_path / "run", *run, 1)
+    file = {"reward": tmp_path / "my.py", "tool": table}[what]
+    file.write_text(file.read_text().replace("3", "4") + "\n")
+    with pytest.raises(ValueError, match="what it learns by has changed") as raised:
+        train(monkeypatch, tmp_path / "run", *run, 2)
+    assert str(file) in str(raised.value)
+    train(monkeypatch, tmp_path / "run", *run, 2, "--allow_changes")
+    assert "going on although what it learns by has changed" in capsys.readouterr().out
+
+
+def test_prompts_left_out_are_counted_and_judged(monkeypatch, tmp_path, flags, capsys):
+    """Of held-out prompts, too: those that are too long, and those without a right answer."""
+    held_out = tmp_path / "held_out.jsonl"
+    records = [{"question": "What is 1?" * n, "answer": answer}
+               for n, answer in ((1, "1"), (1, "one"), (99, "1"))]  # fmt: skip
+    held_out.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = [*flags["grpo"], "--val_data_path", held_out, "--max_steps", 1, "--reward", "number"]
+    train(monkeypatch, tmp_path / "run", *run)
+    output = capsys.readouterr().out
+    assert "held out: 2 prompts of " in output and "1 left out as too long" in output
+    told = "warning: --val_data_path: --reward number: 1 of 3 prompts cannot be judged"
+    assert told in output and "got 'one'" in output
+    held_out.write_text(json.dumps(records[1]) + "\n")
+    with pytest.raises(ValueError, match="--val_data_path: --reward number: 1 of 1 prompts"):
+        train(monkeypatch, tmp_path / "other", *run)
+
+
 def test_bad_input_is_one_clear_line(monkeypatch, tmp_path, flags, capsys):
     """A mistake names the flag, ends with status 2, and leaves nothing behind."""
     for more, expected in (

@@ -236,6 +236,26 @@ def test_an_update_ends_early_by_its_kl(monkeypatch, tmp_path, flags, target_kl,
     assert line["step"] == 1 and 0 < line["length"] <= 10  # a mean over the steps there were
 
 
+@pytest.mark.parametrize("target_kl", [0, 1e-12])
+def test_figures_are_of_all_completions(monkeypatch, tmp_path, flags, target_kl):
+    """Whatever the minibatches' sizes, and wherever an update ends early: the reward's own mean."""
+    (tmp_path / "told.py").write_text(
+        "from pathlib import Path\n"
+        "def score(some):\n"
+        "    given = [len(c.ids) + len(c.prompt.text) for c in some]\n"
+        f"    with open({str(tmp_path / 'given.txt')!r}, 'a') as file:\n"
+        "        print(sum(given) / len(given), file=file)\n"
+        "    return given\n"
+    )
+    train(monkeypatch, tmp_path / "run", *flags, "--reward", f"{tmp_path / 'told.py'}:score",
+          "--batch_size", 3, "--minibatches", 2, "--ppo_epochs", 2, "--max_steps", 3,
+          "--val_fraction", 0, "--warmup_steps", 0, "--learning_rate", 1e-2,
+          "--target_kl", target_kl)  # fmt: skip
+    given = [float(line) for line in (tmp_path / "given.txt").read_text().split()]
+    told = [line["reward"] for line in metrics(tmp_path / "run")]
+    assert told == pytest.approx(given, rel=1e-5) and len(told) == 3
+
+
 def test_accumulation_changes_nothing(monkeypatch, tmp_path, flags):
     """1 × 8 prompts and accumulation 4 × 2 have one gradient, of policy and critic."""
     run = [*flags, *ONE_UPDATE, "--ppo_epochs", 1]

@@ -397,6 +397,16 @@ def test_advantages_are_trl_s():
     assert plain[0].tolist() == [-1, 0, 0, 1]
 
 
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_equal_rewards_teach_nothing(scale):
+    """Whatever the reward: a mean may be another number by rounding, advantages are exactly 0."""
+    for value in (0.1, 0.3, 2 / 3, 0.7, 1.1, 12.34, -0.1):
+        for count in range(2, 17):
+            rewards = torch.full((3, count), value)
+            advantages = group_advantages(rewards, SimpleNamespace(scale_rewards=scale))
+            assert not advantages.any(), (value, count)
+
+
 def test_the_reference_of_an_adapter_is_its_base(tokenizer, rollouts):
     """With the adapter off the log-probabilities are those of the model before; it comes back."""
     model = model_of("adapter")

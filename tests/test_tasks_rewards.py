@@ -1,6 +1,7 @@
 """tasks/rewards.py: rewards by name and weight, and what happens when one of them fails."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -27,6 +28,9 @@ def fails(completions):
 
 def odd(completions):
     return [1.0]
+
+def std(completions):
+    return [1.0 for _ in completions]
 
 SETTING = 3
 '''
@@ -95,16 +99,21 @@ BAD = [
     (["none.py:score"], "no such file: none.py"), (["FILE:scroe"], "did you mean 'score'?"),
     (["FILE:SETTING"], "no function 'SETTING'"), (["FILE:Settings"], "no function 'Settings'"),
     (["FILE:"], "no function ''"), (["BROKEN:f"], "ZeroDivisionError: division by zero"),
-    (["SYNTAX:f"], "SyntaxError"),
+    (["SYNTAX:f"], "SyntaxError"), (["EXIT:f"], "exit.py: SystemExit: 3"),
+    (["PARSES:f"], "parses.py: SystemExit: 2"), (["FILE:std"], "reward_std is another figure"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("specs", "words"), BAD)
 def test_a_wrong_spec_is_one_line_with_the_flag(file, tmp_path, specs, words):
     """What is wrong with it, and what there is; nothing of a traceback."""
-    files = {"FILE": file, "BROKEN": tmp_path / "broken.py", "SYNTAX": tmp_path / "syntax.py"}
-    files["BROKEN"].write_text("1 / 0\n")
-    files["SYNTAX"].write_text("def f(:\n")
+    contents = {
+        "broken": "1 / 0\n", "syntax": "def f(:\n", "exit": "import sys\nsys.exit(3)\n",
+        "parses": "import argparse\nargparse.ArgumentParser().parse_args(['--unknown'])\n",
+    }  # fmt: skip
+    files = {"FILE": file} | {name.upper(): tmp_path / f"{name}.py" for name in contents}
+    for name, text in contents.items():
+        files[name.upper()].write_text(text)
     for name, path in files.items():
         specs = [spec.replace(name, str(path)) for spec in specs]
     with pytest.raises(ValueError) as raised:
@@ -136,6 +145,19 @@ def test_a_users_function_may_do_anything(file, capsys):
         "reward fails: what it cannot judge counts as 0; first KeyError: 'gone'",
         "reward odd: what it cannot judge counts as 0; first ValueError: expected 2 numbers, got 1",
     ]
+
+    def leaves(completions):
+        sys.exit()
+
+    def spoils(completions):
+        for one in completions:
+            one.ids.clear()
+        return [completions.pop() and 0.5 for _ in range(len(completions))]
+
+    two = [completion("a", num_ids=2), completion("b", num_ids=1)]
+    assert CheckedReward("x", leaves, print)(two) == [0, 0]
+    assert CheckedReward("x", spoils, print)(two) == [0.5, 0.5]
+    assert [one.ids for one in two] == [[0, 1], [0]]  # what is trained on is not its to change
     with pytest.raises(KeyboardInterrupt):  # a user's Ctrl-C is no mistake of a checker
 
         def interrupted(completions):

@@ -10,10 +10,11 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from dataset.content_hash import sha256_of
 from model.config import LMConfig
 from model.hf_format import load_config, weights_sha256
 from model.json_file import read_json, shown
-from training.checkpoint import resume_files
+from training.checkpoint import model_folder, resume_files
 from training.cli import CHANGEABLE
 
 NO_BASE = "none"  # base_sha256 of a run from random weights
@@ -48,6 +49,17 @@ def run_identity(args, ranks, adapter=None, **more) -> dict:
         **more,
         **(adapter.to_dict() if adapter else {}),
     }
+
+
+def files_sha256(paths: list[Path]) -> dict[str, str]:
+    """By path what a run depends on beside its data: of files the bytes, of models the weights."""
+
+    def sha256(path: Path) -> str:
+        if path.is_dir():
+            return weights_sha256(model_folder(path, "--reward: the folder"))
+        return sha256_of(path)
+
+    return {str(path): sha256(path) for path in paths}
 
 
 def check_identity(folder: Path, identity: dict, args, ranks, config: LMConfig | None) -> list[str]:
@@ -122,6 +134,10 @@ def _difference(name: str, had: object, value: object, folder: Path, args, ranks
             f"its teacher was {_base(had, earlier_flags(folder).get('teacher'))}, is "
             f"{_base(value, args.teacher)}: give the --teacher it had"
         )
+    if name == "judged_by":  # other names are told by their flag
+        had = had if isinstance(had, dict) else {}
+        changed = [path for path, sha256 in value.items() if had.get(path, sha256) != sha256]
+        return f"what it learns by has changed: {', '.join(changed) or 'other files'}: put it back"
     if name == "data_fingerprint":
         changed = [
             _flag(flag, have, value)

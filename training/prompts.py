@@ -31,18 +31,19 @@ class PromptDataset(Dataset):
 
     documents_per_row = None  # rows are made when there are completions
 
-    def __init__(self, prompts: Sequence[Prompt], longest: int):
+    def __init__(self, prompts: Sequence[Prompt], longest: int, what: str = "prompt"):
         """longest: tokens that a prompt may have. Raises ValueError if none is left."""
         self.prompts = [prompt for prompt in prompts if len(prompt.ids) <= longest]
         self.num_left_out = len(prompts) - len(self.prompts)
         if not self.prompts:
             raise ValueError(
-                f"--max_seq_len: no prompt has at most {longest} tokens, so that a completion of "
-                "--max_new_tokens fits a row with it"
+                f"--max_seq_len: no {what} has at most {max(longest, 0)} tokens, so that a "
+                "completion of --max_new_tokens fits a row with it"
             )
         digest = hashlib.sha256()
         for prompt in self.prompts:
-            digest.update(repr((prompt.ids, prompt.answer)).encode())
+            right = (prompt.answer, prompt.calls) if prompt.calls else (prompt.answer,)
+            digest.update(repr((prompt.ids, *right)).encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -97,7 +98,10 @@ def prompt_datasets(
             held_out = held_out or own_held_out
         if args.on_bad_record == "stop":
             problems.raise_if_any()
-        for line in [*problems.lines(), *check_prompts(args.reward, prompts)]:
+        lines = [*problems.lines(), *check_prompts(args.reward, prompts)]
+        if args.val_data_path:
+            lines += check_prompts(args.reward, held_out, "--val_data_path: --reward")
+        for line in lines:
             run.say(line)
         if tools.functions and (names := without_function([*prompts, *held_out], tools)):
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -112,7 +116,13 @@ def prompt_datasets(
             held_out = [p for p, is_one in zip(prompts, is_held_out) if is_one]
             prompts = [p for p, is_one in zip(prompts, is_held_out) if not is_one]
     longest = args.max_seq_len + 1 - args.max_new_tokens
-    return PromptDataset(prompts, longest), PromptDataset(held_out, longest) if held_out else None
+    dataset = PromptDataset(prompts, longest)
+    if not held_out:
+        return dataset, None
+    val_dataset = PromptDataset(held_out, longest, "held-out prompt")
+    if val_dataset.num_left_out:
+        run.say(f"held out: {val_dataset.summary()}")
+    return dataset, val_dataset
 
 
 def without_function(prompts: list[Prompt], tools: Tools) -> list[str]:

@@ -176,7 +176,8 @@ class Rollouts:
             self.num_failed = 0
             return torch.zeros(0, self.run.args.num_generations)
         before = sum(reward.num_failed for reward in self.own)
-        totals, parts = judged(self.rewards, [one.completion for one in samples])
+        with torch.no_grad():  # what a function of the user's does to gradients ends here
+            totals, parts = judged(self.rewards, [one.completion for one in samples])
         self.num_failed = sum(reward.num_failed for reward in self.own) - before
         for one, *values in zip(samples, *parts.values()):
             one.rewards = values
@@ -184,15 +185,17 @@ class Rollouts:
 
     def rows(
         self, groups: list[list[Sample]], rewards: Tensor, advantages: Tensor, weights_of: Callable,
-        compact: bool = False,
+        compact: bool = False, figures: dict[str, Tensor] | None = None,
     ) -> list[Rows]:  # fmt: skip
-        """An update's completions as micro-batches, equally many on every rank.
+        """An update's completions as micro-batches, equally many on every rank. Collective.
 
         rewards, advantages                              [prompts, completions]
         weights_of(lengths, completions, tokens, args)   what a token of each completion counts
         compact                                          leave out what `policy_loss` of
                                                          train_grpo.py does not need (`stand_ins`);
                                                          experts' auxiliary loss needs all tokens
+        figures                                          `figures` of the whole update, where this
+                                                         is a part of it; None: those of these
         """
         run, args = self.run, self.run.args
         samples = [sample for group in groups for sample in group]
@@ -204,23 +207,26 @@ class Rollouts:
         if compact and not run.config.use_moe:
             numbers, copies = stand_ins(told, of_told, with_zeros=args.beta > 0)
         in_rows = (lengths[numbers] * copies).sum()
-        mine = [lengths.sum(), in_rows, len(samples), len(groups)]
+        mine = [lengths.sum(), in_rows, len(samples)]
         counts = torch.tensor(mine, dtype=torch.float64, device=run.device)
-        tokens, in_rows, completions, prompts = sum_over_ranks(counts).tolist()
+        tokens, in_rows, completions = sum_over_ranks(counts).tolist()
         weights = weights_of(lengths, completions, max(tokens, 1), args)
         told = [told[number] for number in numbers]
         parts = of_told[numbers], weights[numbers] * copies, copies, max(in_rows, 1)
         batches = self._packed(told, *parts)
-        figures = self._figures(samples, rewards, completions, prompts)
+        figures = figures or self.figures(groups, rewards)
         for number, batch in enumerate(batches):  # the first batch tells for all
             batch.figures = {
                 name: (number == 0) * value.to(run.device) for name, value in figures.items()
             }
         return batches
 
-    def _figures(self, samples: list[Sample], rewards: Tensor, completions, prompts) -> dict:
-        """This rank's parts of what is logged of an update, of so many in all, by name."""
-        spread = rewards.std(-1)  # of each group
+    def figures(self, groups: list[list[Sample]], rewards: Tensor) -> dict[str, Tensor]:
+        """This rank's parts of what is logged of an update's completions, by name. Collective."""
+        samples = [sample for group in groups for sample in group]
+        counts = torch.tensor([len(samples), len(groups)], device=self.run.device)
+        completions, prompts = sum_over_ranks(counts.double()).tolist()
+        spread = (rewards - rewards[:, :1]).std(-1)  # of each group; of equal ones exactly 0
         figures = {
             "reward": rewards.sum() / completions,
             **{name: total / completions for name, total in self._by_reward(samples).items()},

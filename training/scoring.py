@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from dataset.chat import encode_conversation, thinks_in
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model.hf_format import Inherited, is_reward_model, load_config, load_model
@@ -15,8 +17,9 @@ from model.reward_model import (
     save_reward_model,
     score_sequences,
 )
-from tasks.rewards import Reward, make_rewards
+from tasks.rewards import Reward, make_rewards, paths_in
 from training import checkpoint
+from training.identity import files_sha256
 from training.run import Run
 
 
@@ -60,7 +63,14 @@ def score_conversations(
 
 def rewards_of(run: Run) -> list[tuple[str, float, Reward]]:
     """The rewards that --reward names: (name, weight, function) each."""
-    return make_rewards(run.args.reward, model_reward=model_reward(run.device))
+    with torch.no_grad():  # what a user's file does to gradients ends here
+        return make_rewards(run.args.reward, model_reward=model_reward(run.device))
+
+
+def judged_by(args) -> dict[str, str]:
+    """SHA-256 of the files and models that --reward and --tools name, for a run's identity."""
+    tools = [Path(name) for name in args.tools or [] if Path(name).is_file()]
+    return files_sha256([*paths_in(args.reward), *tools])
 
 
 def model_reward(device="cpu", batch_size: int = 16) -> Callable:
@@ -72,7 +82,7 @@ def model_reward(device="cpu", batch_size: int = 16) -> Callable:
     """
 
     def reward_of(folder: Path) -> Callable:
-        folder = checkpoint.model_folder(folder, "--reward model=")
+        folder = checkpoint.model_folder(folder, "the folder")
         model, tokenizer = load_reward_model(folder, device), load_tokenizer(folder)
         unread = {"reasoning_content"} if thinks_in(tokenizer) is False else set()
 
