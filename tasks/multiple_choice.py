@@ -14,10 +14,14 @@ from tasks.task import Completion, Prompt, not_the_right, only
 LETTERS = string.ascii_uppercase
 # full-width ASCII becomes ASCII
 TABLE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-SAYS_SO = re.compile(
+SAYS_SO = re.compile(  # a small letter only where it is no word: "the answer is a dog"
     r"(?:(?i:answer(?: is|:)|option(?: is|:)?|choice(?: is|:)|choose|select)"
-    r"|答案(?:应该)?(?:是|为|选|:)|选择?项?)[\s:*]{0,9}[(\[]?([A-Z])(?![A-Za-z'])"
+    r"|答案(?:应该)?(?:是|为|选|:)|选择?项?)[\s:*]{0,9}"
+    r"(?:[(\[]?(I(?! [a-z])|[A-HJ-Z])(?![A-Za-z'])|\(([a-z])\)"
+    r"|([b-hj-z])\*{0,2}(?:[)\]:,;!?。、\n]|\.(?![A-Za-z])|$))"
 )
+# in quotes, it is a letter as it would be without
+QUOTED = re.compile(r"(?<![A-Za-z0-9])['\"`‘“「]([A-Za-z])['\"`’”」](?![A-Za-z0-9])")
 OPENING = re.compile(r"[\s*(\[]{0,9}(I(?=[).:])|[A-HJ-Z])(?:[)\]:,、*\n]|\.(?![A-Za-z])|$)")
 ALONE = re.compile(r"(?<![A-Za-z0-9'])([A-Z])(?![A-Za-z0-9'])")
 OWN_LETTER = re.compile(r"\s{0,9}\(?([A-Z])\s?[).:、]\s{0,9}")
@@ -43,7 +47,7 @@ def letter_of(text: str, may_stand_alone: bool = True) -> str | None:
     It stands in the last \boxed{…}, behind ####, behind "the answer is" or its like, at the
     beginning ("B", "(B) text", "B. text"), or, if it may, is the only capital that stands alone.
     """
-    text = text.translate(TABLE).strip()
+    text = QUOTED.sub(_bracketed, text.translate(TABLE)).strip()
     for part in (in_the_box(text), behind_hashes(text), text):
         bare = part.strip(" \t\n.()[]*:。") if part and len(part) < 40 else ""
         if len(bare) == 1 and bare.upper() in LETTERS:
@@ -52,7 +56,7 @@ def letter_of(text: str, may_stand_alone: bool = True) -> str | None:
     for said in SAYS_SO.finditer(text):  # noqa: B007 (the last one counts)
         pass
     if said:
-        return said[1].upper()
+        return next(filter(None, said.groups())).upper()
     if opening := OPENING.match(text):
         return opening[1]
     if not may_stand_alone:
@@ -60,6 +64,10 @@ def letter_of(text: str, may_stand_alone: bool = True) -> str | None:
     alone = {match[1] for match in ALONE.finditer(text)}
     alone -= {"I"} if len(alone) > 1 else set()  # somebody who speaks
     return alone.pop() if len(alone) == 1 else None
+
+
+def _bracketed(quoted: re.Match) -> str:
+    return quoted[1] if quoted[1].isupper() else f"({quoted[1]})"
 
 
 def with_choices(question: str, choices: object, answer: object) -> tuple[str, str | None]:
@@ -107,12 +115,16 @@ def _place(answer: object, choices: object, labels: list[str], texts: list[str])
     if isinstance(answer, bool) or not isinstance(answer, str | int):
         raise BadConversation("a letter, a choice or an index as the answer", kind_of(answer))
     named = str(answer).strip()
-    small = [label.lower() for label in labels]
+    small = [label.translate(TABLE).lower() for label in labels]
     found = {small.index(named.lower())} if named.lower() in small else set()
     if not found and isinstance(answer, str):
-        bare = named.strip("().:")
-        found = {small.index(bare.lower())} if bare.lower() in small else set()
+        bare = named.translate(TABLE).strip("().:、").lower()
+        found = {small.index(bare)} if bare in small else set()
     same = {i for i, text in enumerate(texts) if text == named}
+    own = OWN_LETTER.match(named)  # "A. x", whether the choice is "A. x" or "x"
+    if own and not same and own[1].lower() in small:
+        place = small.index(own[1].lower())
+        same = {place} if named[own.end() :] == texts[place] else set()
     index = {int(named)} if named.isdecimal() and len(named) < 3 else set()
     index = {i for i in index if i < len(texts)}
     if isinstance(answer, int):

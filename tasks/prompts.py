@@ -1,7 +1,8 @@
 """Records → prompts: what a model is asked, and the right answer.
 
     {"question": …, "answer": …}                       also problem, prompt, …; solution, gt, …
-    {"question": …, "choices": [...], "answer": "B"}   multiple choice: a letter, an index, a text
+    {"question": …, "choices": [...], "answer": "B"}   multiple choice: a letter, an index, a text;
+                                                       the choices also in columns A, B, …
     {"conversations": [messages], "gt": [...]}         the answer beside the messages, or the last
                                                        message: one of the assistant, empty or not
     {"chosen": [...], "rejected": [...]}               the prompt of a pair
@@ -12,6 +13,7 @@ docs/tasks.md has a table. What no prompt can be made of is a bad record.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -22,6 +24,7 @@ from dataset.conversations import (
     MESSAGES,
     PLACEHOLDERS,
     QUESTIONS,
+    as_messages,
     beside_tools,
     converted,
     first_named,
@@ -43,15 +46,18 @@ from dataset.records import (
 )
 from dataset.tokenizer import Tokenizer
 from model.json_file import shown
-from tasks.multiple_choice import with_choices
-from tasks.task import Prompt
+from tasks.multiple_choice import LETTERS, with_choices
+from tasks.task import Prompt, only
 from tasks.tool_calls import as_calls
 
 ASKED = (*QUESTIONS, "problem")
 CHOICES = ("choices", "options")
 # the first of them that says something is the right answer; a solution may be a worked one
 RIGHT = ("gt", "ground_truth", "reward_model", "answerKey", "answer", "solution", *ANSWERS)
-KNOWN = tuple(dict.fromkeys((*FIELDS, *ASKED, *CHOICES, *RIGHT, "chosen", "rejected")))
+NAMES = tuple(dict.fromkeys((*FIELDS, *ASKED, *CHOICES, *RIGHT, "chosen", "rejected")))
+KNOWN = (*NAMES, *LETTERS)
+# Text that is meant as JSON. A list of numbers may be text, too, such as an interval, but not in gt
+JSON_START = re.compile(r'\s*(\[\s*["{]|\{\s*")')
 
 
 def read_prompts(
@@ -112,9 +118,9 @@ def to_question(
         return prompt, tools, None, None
     record = Fields(fields, unread)
     name, messages = _messages(record, remarks)
-    answer = _right_answer(record)
-    if choices := record.given(CHOICES):
-        answer = _ask_with_choices(messages, json_value(record.get(choices[0]), choices[0]), answer)
+    answer = _right_answer(record, remarks)
+    if choices := _choices(record):
+        answer = _ask_with_choices(messages, choices, only(answer))
     elif isinstance(answer, list) and all(role_of(item) for item in answer):  # "completion"
         messages, answer = [*messages, *answer], None
     elif isinstance(answer, bool | int | float):
@@ -133,6 +139,8 @@ def to_question(
             raise BadConversation("a message of the user", "none")
         if answer is None:
             answer = behind[-1]["content"] or None
+        elif behind[-1]["content"].strip() not in ("", answer):
+            remarks.count_not_used(f"the last answer in {name}")
         if calls is None and (tools or any("tool_calls" in message for message in behind)):
             calls = [call for message in behind for call in message.get("tool_calls", [])]
         if answer is None and calls:
@@ -150,7 +158,7 @@ def _messages(record: Fields, remarks: Remarks) -> tuple[str, list]:
         found = question(record, remarks, ASKED)
         if found is None:
             names = [*record.values, *record.unread]
-            close = [did_you_mean(x, KNOWN) for x in names if x not in KNOWN]
+            close = [did_you_mean(x, NAMES) for x in names if x not in NAMES]
             got = names_in(names) + next(filter(None, close), "")
             what = 'a field "conversations" or "messages", or a question'
             raise BadConversation(what, without_text(record, got, ASKED))
@@ -172,18 +180,56 @@ def _asks(messages: list, text: str) -> bool:
     return isinstance(said, str) and said.strip() == text.strip()
 
 
-def _right_answer(record: Fields) -> object:
+def _right_answer(record: Fields, remarks: Remarks) -> object:
     """What a record has as its right answer; None without any."""
     for name in record.given(RIGHT):
+        if name == "reward_model" and _ground_truth(record.values[name]) is None:
+            continue  # the name of a model, for example
         value = record.get(name)
-        if name == "reward_model":  # verl's form
-            value = value.get("ground_truth") if isinstance(value, dict) else None
+        if name == "reward_model":
+            value = _from_json(_ground_truth(value), "ground_truth")
+        elif name in ("gt", "ground_truth"):
+            value = _from_json(value, name)
+        elif name in ANSWERS:
+            value = as_messages(value, name, remarks)
+            value = [value] if role_of(value) else value
         if isinstance(value, str):
             none = PLACEHOLDERS if name in ANSWERS else ("",)
             value = None if value.strip() in none else value
         if value is not None:
             return value
     return None
+
+
+def _ground_truth(reward_model: object) -> object:
+    """The right answer in verl's form, an object or its JSON text; None in anything else."""
+    if isinstance(reward_model, str) and reward_model.lstrip().startswith("{"):
+        reward_model = json_value(reward_model, "reward_model")
+    value = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
+    return value if says_something(value) else None
+
+
+def _from_json(value: object, name: str) -> object:
+    """A list or an object that is given as JSON text, as csv needs it; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if JSON_START.match(value):
+        return json_value(value, name)
+    if name == "gt" and value.lstrip().startswith("["):
+        try:
+            return json_value(value, name) or None
+        except BadConversation:  # [0, 1)
+            pass
+    return value
+
+
+def _choices(record: Fields) -> object:
+    """A record's choices, None without any: in one field, or in columns A, B and so on."""
+    if named := record.given(CHOICES):
+        return json_value(record.get(named[0]), named[0])
+    columns = record.given(LETTERS)
+    last = next((i for i, letter in enumerate(LETTERS) if letter not in columns), len(LETTERS))
+    return {letter: record.get(letter) for letter in LETTERS[:last]} if last > 1 else None
 
 
 def _ask_with_choices(messages: list, choices: object, answer: object) -> str | None:

@@ -39,7 +39,15 @@ def right_calls(prompt: Prompt) -> list[dict]:
 
 
 def as_calls(answer: object) -> list[dict] | None:
-    """The calls that an answer is, {"name", "arguments"} or a list of them; None if it is none."""
+    """The calls that an answer is, {"name", "arguments"} or a list of them; None if it is none.
+
+    It may be JSON text, as csv needs it.
+    """
+    if isinstance(answer, str) and answer.lstrip()[:1] in ("[", "{"):
+        try:
+            answer = parse_json(answer.encode("utf-8"))
+        except (ValueError, RecursionError):
+            return None
     calls = answer if isinstance(answer, list) else [answer]
     found = [_call(call) for call in calls]
     return found if found and None not in found else None

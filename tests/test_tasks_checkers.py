@@ -48,6 +48,9 @@ VALUES = [
     (["no"], "No.", 1), (["no"], "A notice", 0), (["no"], "nobody, I know, says no", 1),
     (["北京", "晴"], "北京今天是晴天。", 1), (["3 cats"], "3 dogs, 3 cats", 1),
     (["3 cats"], "13 cats", 0), (["1/2"], "0.5", 1), (["50%"], "half, or 0.5", 1), ("a", "A", 1),
+    (["3 100"], "ran 3 100 m", 1), (["3100"], "3 100", 1), (["100"], "3 100", 1),
+    (["10 000"], "10,000", 1), (["10 000"], "0", 0), (["- 5"], "5", 0), (["- 5"], "x = -5", 1),
+    (["5!"], "5", 0), (["5!"], "it is 5!", 1), (["12,00"], "0", 0),
     (["2024-05-01"], "on 2024-05-01", 1), (["$5"], "5 dollars", 1), (["a", "b", "c"], "c b", 2 / 3),
 ]  # fmt: skip
 
@@ -71,6 +74,15 @@ LETTERS = [
     ("I choose C", "C"), ("I think D is right", "D"), ("A is wrong and so is B", None),
     ("U.S. law", None), ("I", "I"), ("Paris", None), ("", None), ("the answer is a dog", None),
     ("The answer is Apple", None), ("The answer is B. No, the answer is C.", "C"), ("ABC", None),
+    ("The answer is 'B'", "B"), ('The answer is "B".', "B"), ("the answer is “B”, I think", "B"),
+    ("答案是「B」", "B"), ("'B'", "B"), ("`B`", "B"), ("A or B? I pick 'B'", None),
+    ("the answer is b", "B"), ("The answer is b.", "B"), ("the answer is (b) Paris", "B"),
+    ("the answer is b) Paris", "B"), ("the answer is 'b'", "B"), ("The answer is **b**", "B"),
+    ("answer: c\nbecause", "C"), ("答案是b。", "B"), ("the answer is (a)", "A"),
+    ("the answer is a", None), ("the answer is a.", None), ("the answer is b or c", None),
+    ("the answer is e.g. this", None), ("the answer is but a dog", None), ("choose c++", None),
+    ("The answer is A. No, it is wrong: the answer is b", "B"), ("don't say 'it'", None),
+    ("Answer: I think it is B", "B"), ("The answer is I", "I"),
 ]  # fmt: skip
 
 
@@ -282,8 +294,8 @@ EVERY = [
     (tool_call, right_calls), (tool_name, right_calls), (form.think_format, None),
 ]  # fmt: skip
 PIECES = ["<tool_call>", "</tool_call>", '{"name": "a", "arguments": {}}', "<think>", "</think>",
-          "```", "json\n", "\n", "{", "[", '"', "answer is ", "答案", "选", ":", "(", "A", "B ",
-          "#### ", " ", r"\boxed{", "}", "a", "1"]  # fmt: skip
+          "```", "json\n", "\n", "{", "[", '"', "answer is ", "答案", "选", "'b'", ":", "(", "A",
+          "B ", "#### ", " ", r"\boxed{", "}", "a", "1"]  # fmt: skip
 
 
 @settings(max_examples=500, deadline=None)

@@ -35,7 +35,28 @@ KNOWN = [
     (r"\boxed{5\sqrt{2}} 5", None), (r"\boxed{(3, 4)}", None), (r"\boxed{10^{3}}", None),
     (r"\boxed{} 7", None), (r"\boxed{7", 7), (r"\boxed{45^\circ}", 45), ("10^3", None),
     ("CO2", None), ("(3)-2", 2), ("5%-3", 3), ("1e999", None), ("#### 1\n#### 2", 2),
-    ("x_1", None), ("none", None), ("", None), ("seven", None), ("三", None), ("1e999999999", None),
+    (r"\boxed{5x}", None), (r"\boxed{5!}", None), (r"\boxed{5i}", None), (r"\boxed{n/5}", None),
+    (r"\boxed{5xy}", None), (r"\boxed{5 x}", None), (r"\boxed{5π}", None), (r"\boxed{f(5)}", None),
+    (r"\boxed{x < 5}", None), (r"\boxed{|-5|}", None), (r"\boxed{0.33...}", None), ("5!", 5),
+    (r"\boxed{-(5)}", None), (r"\boxed{log 5}", None), (r"\boxed{(x, 5)}", None),
+    (r"\boxed{3万}", None), (r"\boxed{5\text{ million}}", None), (r"\boxed{\text{72}^2}", None),
+    (r"\boxed{5 km}", 5), (r"\boxed{5m}", 5), (r"\boxed{5 apples}", 5), (r"\boxed{约5千米}", 5),
+    (r"\boxed{\text{72}}", 72), (r"\boxed{\text{-72 km}}", -72), (r"\boxed{\mathbf{72}}", 72),
+    (r"\boxed{5\text{ cm}^2}", 5), (r"\boxed{f(x) = 5}", 5), (r"\boxed{5 = x}", 5),
+    (r"\boxed{5th}", 5),
+    (r"\boxed{- 5}", -5), (r"\boxed{x = - 5}", -5), ("x = - 5", -5), ("x =- 5", -5),
+    (r"\boxed{- \frac{3}{4}}", "-3/4"), (r"\boxed{-\ \$5}", -5), (r"\boxed{10 - 5}", None),
+    ("#### - 5", -5), ("- 5", -5), ("a list:\n- 5", 5), ("x - 5", 5), ("- 4\n- 5", 5),
+    ("–3", -3), ("It is –3.", -3), ("(–3)", -3), ("3–5", 5), ("3 – 5", 5), ("Mon–3", 3),
+    (r"\boxed{–3}", -3), ("#### – 3", -3), ("＝–3", -3), (r"–\frac{1}{2}", "-1/2"),
+    ("#### 10 000", 10000), (r"\boxed{10 000}", 10000), (r"\boxed{-1\ 200\ 000.5}", "-1200000.5"),
+    ("10 000", 10000), ("It costs 10 000 dollars", 10000), ("ran 3 100 m", 100),
+    ("#### 10 0000", 10), ("#### 5 10 000", 5), (r"\boxed{1 300/400}", "7/4"),
+    ("10\u202f000 in all", 10000), ("10\u2009000 in all", 10000), ("#### 10\u00a0000", 10000),
+    ("1,20,000", 120000), ("1,23,45,678.5", "12345678.5"), ("1,2,000", None), ("12,00", None),
+    ("5, then 12,00", None), ("1'000", 1000), ("1’000", 1000), ("1_000", 1000),
+    ("1.000.000", 1000000), ("x_1", None), ("none", None), ("", None),
+    ("seven", None), ("三", None), ("1e999999999", None),
     ("9" * 1001, None), ("1.2.3", 3), ("٣", 3), ("½", None), ("3²", 3), ("#### ", None),
 ]  # fmt: skip
 
@@ -127,7 +148,9 @@ def test_any_text_is_judged(text):
 @pytest.mark.parametrize(
     "piece",
     [*PIECES, "1,", "1,234", "1/2", "1 1/2 ", "9.", "1e400 ", "1e9", r"\frac{1}{", r"\frac{1}{2}",
-     r"\frac{" + "1" * 90, r"\text{a", r"\boxed{1}", "#### 1\n", "５，５５５"],
+     r"\frac{" + "1" * 90, r"\text{a", r"\boxed{1}", "#### 1\n", "５，５５５", "- ", "=  ",
+     "1 000 ", "1 234 ", "–", "1'000", "'000", "1.000.", "\u202f000", "1,20,", r"\text{5}^",
+     "=5", "** "],
 )  # fmt: skip
 def test_long_texts_take_time_in_proportion(piece):
     """300,000 characters of whatever repeats are read in no more than two seconds of CPU."""
@@ -150,11 +173,13 @@ def test_agrees_with_math_verify():
              r"20\%", "20", "0.2", r"\$1{,}200", "0.12", "12", r"1200\text{ dollars}", "+5", "5",
              r"1\frac{1}{2}", "1.5", r"\frac{3}{2}", r"5^{\circ}", r"50\text{ cm}", "x=5",
              r"\frac{10}{4}", "2.5", "-2.5", "1,000,000", "1000000", r"5\%", "0.05", ".5", "(5)",
-             r"\frac12", "3/6", r"100\%", "1", r"2\sqrt{3}", r"\pi"]  # fmt: skip
+             r"\frac12", "3/6", r"100\%", "1", r"2\sqrt{3}", r"\pi", "- 5", "x = - 5", "5x", "5!",
+             "5i", "n/5", "5 km", "5m", "x < 5", "1'200"]  # fmt: skip
+    texts = {form: rf"The answer is \boxed{{{form}}}." for form in forms}
+    parsed = {form: parse(text) for form, text in texts.items()}
     for right in forms:
         gold = parse(rf"\boxed{{{right}}}")
-        for said in forms:
-            text = rf"The answer is \boxed{{{said}}}."
+        for said, text in texts.items():
             if number_of(text) and number_of(rf"\boxed{{{right}}}"):
-                verdict = float(verify(gold, parse(text)))
+                verdict = float(verify(gold, parsed[said]))
                 assert judge(text, rf"\boxed{{{right}}}") == verdict, (right, said)

@@ -1,5 +1,6 @@
 """tasks/prompts.py: every form of record, and what the model is asked."""
 
+import csv
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -129,6 +130,14 @@ MULTIPLE = [
     ({"options": {"A": "no", "B": "yes"}, "answer": "yes"}, "B"),
     ({"options": ["A) no", "B) yes"], "answer": "B"}, "B"),
     ({"choices": json.dumps(CHOICES), "answer": "B"}, "B"), ({"choices": CHOICES}, None),
+    ({"choices": ["A. no", "B. yes"], "answer": "B. yes"}, "B"),
+    ({"choices": ["A) no", "B) yes"], "answer": "B. yes"}, "B"),
+    ({"choices": ["no", "yes"], "answer": "B. yes"}, "B"),
+    ({"choices": ["no", "yes"], "answer": "（Ｂ）"}, "B"),
+    ({"choices": ["no", "yes"], "gt": ["B"]}, "B"),
+    ({"choices": ["no", "yes"], "gt": '["yes"]'}, "B"),
+    ({"A": "10", "B": "12", "C": "14", "D": "15", "answer": "C"}, "C"),
+    ({"A": 1, "B": 2, "answer": "B"}, "B"), ({"A": "no", "B": "yes", "C": ""}, None),
 ]  # fmt: skip
 
 
@@ -159,6 +168,10 @@ BAD = [
     ({"question": "q", "choices": ["a", ""], "answer": "A"}, "expected text as every choice"),
     ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "'C', which is 0 of them"),
     ({"question": "q", "choices": ["a", "a"], "answer": "a"}, None),
+    ({"question": "q", "choices": ["A. x", "B. y"], "answer": "A. y"}, "'A. y', which is 0"),
+    ({"question": "q", "A": "x", "B": "y", "answer": "D"}, "'D', which is 0 of them"),
+    ({"question": "q", "gt": '["2", "plus"'}, "expected JSON as gt"),
+    ({"question": "q", "reward_model": '{"ground_truth": '}, "expected JSON as reward_model"),
     ({"question": "q", "choices": ["a", "b"], "answer": 2}, "2, which is 0 of them"),
     ({"question": "q", "choices": [2, 1, 0], "answer": 2}, "2, which is 2 of them"),
     ({"question": "q", "choices": ["x", "x"], "answer": "x"}, "'x', which is 2 of them"),
@@ -199,6 +212,55 @@ def test_what_nothing_reads_is_said(read):
     read({"question": "q", "answer": "a", "solution": "s", "skill": "x"}, problems=problems)
     (line,) = problems.lines()
     assert line.endswith("not used: solution (1), skill (1)")
+
+    problems = Problems()
+    read(
+        {"messages": [*Q, assistant("A1")], "answer": "A2"}, {"messages": [*Q, assistant("A1")]},
+        {"messages": [*Q, assistant("A1")], "answer": "A1"}, {"messages": Q, "answer": "A2"},
+        {"question": "q", "answer": "a", "reward_model": "rm"},
+        {"question": "q", "reward_model": {"style": "rule"}}, {"question": "q", "A": "a"},
+        {"question": "q", "A": "a", "B": "b", "D": "d"}, problems=problems,
+    )  # fmt: skip
+    (line,) = problems.lines()
+    assert line.endswith(
+        "not used: reward_model (2), the last answer in messages (1), A (1), D (1)"
+    )
+
+
+def as_text(value):
+    """What a cell holds."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+ROWS = [  # what csv holds, and what is right: lists and objects as JSON text
+    ({"gt": '["2", "plus"]'}, ["2", "plus"], None),
+    ({"gt": "[2, 3]"}, [2, 3], None),
+    ({"gt": '{"a": [1]}'}, {"a": [1]}, None),
+    ({"gt": "[0, 1)"}, "[0, 1)", None),
+    ({"gt": "[]", "answer": "3"}, "3", None),
+    ({"gt": "2"}, "2", None),
+    ({"ground_truth": '["2", "plus"]'}, ["2", "plus"], None),
+    ({"ground_truth": "[0, 1]"}, "[0, 1]", None),
+    ({"answer": '["a"]'}, '["a"]', None),
+    ({"reward_model": '{"style": "rule", "ground_truth": "3"}'}, "3", None),
+    ({"reward_model": '{"ground_truth": ["3", "4"]}'}, ["3", "4"], None),
+    ({"reward_model": {"ground_truth": '["3", "4"]'}}, ["3", "4"], None),
+    ({"reward_model": '{"ground_truth": "[0, 1]"}'}, "[0, 1]", None),
+    ({"reward_model": "rm-7b", "answer": "3"}, "3", None),
+    ({"completion": json.dumps([assistant("3")])}, "3", None),
+    ({"answer": json.dumps(CALL)}, json.dumps(CALL), [CALL]),
+    ({"gt": json.dumps([CALL, CALL])}, [CALL, CALL], [CALL, CALL]),
+]
+
+
+@pytest.mark.parametrize(("row", "answer", "calls"), ROWS)
+def test_a_right_answer_may_be_json_text(read, tmp_path, tokenizer, row, answer, calls):
+    """In csv and in jsonl alike, as in prompt and choices; what only looks like JSON stays text."""
+    path = tmp_path / "records.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["prompt", *row], [json.dumps(Q), *map(as_text, row.values())]])
+    for prompt in (*read_prompts(path, tokenizer), *read({"prompt": Q} | row)):
+        assert (prompt.messages, prompt.answer, prompt.calls) == (Q, answer, calls)
 
 
 @pytest.mark.parametrize("template", [THINKING, NO_THINKING])

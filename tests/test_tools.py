@@ -18,6 +18,7 @@ from tools.calls import (
     answer,
     call,
     load_tools,
+    named_tools,
     table_tool,
     tool_of,
 )
@@ -88,20 +89,57 @@ def test_lookup_finds_names_in_any_case(prices, tmp_path):
     assert json.loads(call("lookup", {"name": "B"}, tools)) == {"result": {"c": [True, None]}}
 
 
+def told_of(tools: dict, name: str) -> str:
+    """What a model is told of a tool."""
+    return tools[name].description["function"]["description"]
+
+
+def test_a_tables_header_is_no_entry_and_says_what_it_holds(prices, tmp_path):
+    """Whatever its columns are called; without a header, or with name,value, it holds names."""
+    (tmp_path / "t.csv").write_text("\nproduct,price\nApple,1.50\n")
+    tools = table_tool(tmp_path / "t.csv")
+    assert told_of(tools, "lookup") == "Look up price of product in a table."
+    assert "no entry 'product'" in answer("lookup", {"name": "product"}, tools)
+    assert answer("lookup", {"name": "apple"}, tools) == '{"result": "1.50"}'
+    assert told_of(table_tool(prices), "lookup") == "Look up a name in a table."
+    (tmp_path / "t.csv").write_text("name,\nApple,1\n")
+    assert told_of(table_tool(tmp_path / "t.csv"), "lookup") == "Look up a name in a table."
+
+
+def test_several_tables_are_told_apart(prices, tmp_path):
+    """The first is "lookup", further ones have their files' names; suffixes in any case."""
+    for name in ("UP.CSV", "价格.csv", "my table.JSON"):
+        is_csv = name.lower().endswith("csv")
+        (tmp_path / name).write_text("city,people\nParis,2\n" if is_csv else '{"a": 1}')
+    paths = [str(tmp_path / name) for name in ("UP.CSV", "prices.csv", "价格.csv", "my table.JSON")]
+    tools = named_tools([paths[0], "calculator", *paths[1:]])
+    assert list(tools) == ["lookup", "calculator", "lookup_prices", "lookup_4", "lookup_my_table"]
+    assert [tool.description["function"]["name"] for tool in tools.values()] == list(tools)
+    assert told_of(tools, "lookup") == "Look up people of city in a table."
+    assert told_of(tools, "lookup_prices") == "Look up a name in the table prices."
+    assert answer("lookup_prices", {"name": "apple"}, tools) == '{"result": "1.50"}'
+    assert answer("lookup_my_table", {"name": "a"}, tools) == '{"result": 1}'
+    assert list(named_tools(paths[1:2])) == ["lookup"]
+    with pytest.raises(ValueError, match="a tool of the name lookup_prices already"):
+        named_tools([paths[0], paths[1], paths[1]])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("t.txt", "a,b", "ends in .json or .csv"), ("t.csv", "", "1 to 100,000 names, got 0"),
         ("t.csv", "name,value\n", "got 0"), ("t.csv", "a\n", "line 1: expected a name and a value"),
-        ("t.csv", "a,1\na,2,3\n", "line 2"), ("t.csv", "a,1\n a,2\n", "'a' is there twice"),
-        ("t.csv", 'a,"1\n', "unexpected end"), ("t.csv", ",1\n", "names of 1 to"),
-        ("t.csv", "a" * (LONGEST_NAME + 1) + ",1", "names of 1 to"),
-        ("t.csv", "a," + "b" * LONGEST_VALUE, "expected at most 2,000"),
+        ("t.csv", "a,b\na,2,3\n", "line 2"), ("t.csv", "a,b\na,1\n a,2\n", "'a' is there twice"),
+        ("t.csv", 'a,"1\n', "unexpected end"), ("t.csv", "a,b\n,1\n", "names of 1 to"),
+        ("t.csv", "a,b\n" + "a" * (LONGEST_NAME + 1) + ",1", "names of 1 to"),
+        ("t.csv", "a,b\na," + "b" * LONGEST_VALUE, "expected at most 2,000"),
+        ("t.csv", "Apple,1.50\nPear,2\n", "such as name,value, as the first row, got 'Apple,1.50'"),
+        ("t.csv", "\nApple,$1\n", "got 'Apple,$1'"), ("t.csv", "product,price\n", "got 0"),
         ("t.json", "[1]", "got list"), ("t.json", "{", "Expecting"),
         ("t.json", '{"a":1,"a":2}', "twice"),
         ("t.json", '{"a": NaN}', "NaN"), ("t.json", '{"a":' + "[" * 10**5, "t.json"),
         ("t.json", '{"a": "\\ud800"}', "surrogates"),
-        ("t.csv", "".join(f"{i},1\n" for i in range(100_001)), "got 100,001"),
+        ("t.csv", "a,b\n" + "".join(f"{i},1\n" for i in range(100_001)), "got 100,001"),
     ],
 )  # fmt: skip
 def test_broken_tables_are_refused(tmp_path, name, content, reason):

@@ -16,13 +16,14 @@ user's own tools come from a file of theirs:
 
 from __future__ import annotations
 
-import importlib.util
+import ast
+import functools
 import inspect
 import json
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from model.json_file import shown
 from tools.calculator import calculator
 from tools.clock import get_time
 from tools.lookup import load_table
+from tools.own_files import load_file, what_failed
 from tools.unit_conversion import convert_units
 
 MOST_CHARACTERS = 10_000  # of a result
@@ -48,22 +50,31 @@ class Tool(NamedTuple):
     description: dict
 
 
-def tool_of(function: Callable) -> Tool:
-    """A function as a tool.
+def tool_of(function: Callable, name: str | None = None) -> Tool:
+    """A function as a tool, under a name (None: its own).
 
     Its parameters have type hints: str, int, float, bool, list, list[...], dict, Literal[...], or
     one of these or None. The docstring's first paragraph tells what it does, and lines such as
     "name: text" what a parameter is (one line each). Raises ValueError if one of them is missing.
     """
-    name = function.__name__
-    text = inspect.getdoc(function) or ""
+    behind = _behind(function)
+    name = name or behind.__name__
+    if not callable(function):
+        raise ValueError(f"{name}: expected a function, got {type(function).__name__}")
+    is_partial = isinstance(function, functools.partial)
+    text = inspect.getdoc(behind if is_partial else function) or ""
     if not text:
         raise ValueError(f"{name}: expected a docstring that tells the model what it does")
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+    if inspect.iscoroutinefunction(behind) or inspect.isgeneratorfunction(behind):
         raise ValueError(f"{name}: expected an ordinary function, not async and without yield")
-    hints = typing.get_type_hints(function)
+    try:
+        hints = typing.get_type_hints(behind)
+        signature = inspect.signature(function)
+    except Exception as error:
+        why = what_failed(error)
+        raise ValueError(f"{name}: its type hints cannot be read ({why})") from None
     properties, required = {}, []
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ValueError(f"{name}: expected parameters with names of their own")
         if parameter.name not in hints:
@@ -79,6 +90,17 @@ def tool_of(function: Callable) -> Tool:
     return Tool(function, {"type": "function", "function": told})
 
 
+def _behind(function: object) -> object:
+    """The function that is called at last, behind functools.partial, lru_cache and other wraps."""
+    for _ in range(100):
+        is_partial = isinstance(function, functools.partial)
+        inner = function.func if is_partial else getattr(function, "__wrapped__", None)
+        if inner is None:
+            break
+        function = inner
+    return function
+
+
 def _schema(hint: object, where: str) -> dict:
     """The JSON schema of a type hint."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -89,8 +111,10 @@ def _schema(hint: object, where: str) -> dict:
     if origin is typing.Literal and all(isinstance(option, str) for option in inner):
         return {"type": "string", "enum": list(inner)}
     if origin is list:
+        if not inner or inner[0] is typing.Any:  # List, list[Any]
+            return {"type": "array"}
         return {"type": "array", "items": _schema(inner[0], where)}
-    if origin is dict or hint in TYPES:
+    if origin is dict or (isinstance(hint, type) and hint in TYPES):
         return {"type": TYPES[origin or hint]}
     raise ValueError(f"{where} has the type {shown(hint, 60)}; expected str, int, float, bool, "
                      "list, dict or Literal")  # fmt: skip
@@ -113,11 +137,15 @@ def call(name: str, arguments: dict, tools: dict[str, Tool] = TOOLS) -> str:
     checked = _checked_arguments(name, arguments, tool.description["function"]["parameters"])
     try:
         result = tool.function(**checked)
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
     except ValueError as error:
         raise ToolError(shown(error, 500)) from None
-    except Exception as error:
-        raise ToolError(f"{name} failed: {type(error).__name__}: {shown(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ToolError(f"{name} failed: {what_failed(error)}") from error
+    try:
+        is_text = isinstance(result, str)
+        text = result if is_text else json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except Exception as error:  # nan, or what JSON cannot hold
+        raise ToolError(f"{name} failed: {what_failed(error)}") from error
     if len(text) > MOST_CHARACTERS:
         raise ToolError(f"the result of {name} has {len(text):,} characters, expected at most "
                         f"{MOST_CHARACTERS:,}")  # fmt: skip
@@ -133,42 +161,66 @@ def answer(name: str, arguments: dict, tools: dict[str, Tool] = TOOLS) -> str:
 
 
 def load_tools(path: str | Path) -> dict[str, Tool]:
-    """The public functions of a Python file as tools, by name.
+    """The public functions of a Python file as tools, by the names that they have in it.
 
-    The file is run, and its functions are run whenever a model calls them, with what rights this
-    process has: it is the user's own code, for the user to judge. ValueError with the path if it
-    fails, or holds no function that `tool_of` takes.
+    The file is run (`own_files.load_file`), and its functions are run whenever a model calls them,
+    with what rights this process has. What it imports is no tool. ValueError with the path if it
+    fails, or holds a function that `tool_of` does not take, or none.
     """
-    path = Path(path)
-    spec = importlib.util.spec_from_file_location(f"tools_of_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = load_file(path)
     try:
-        spec.loader.exec_module(module)
+        decorated = set(_decorated(ast.parse(Path(path).read_bytes()).body))
         found = {
-            name: tool_of(function)
-            for name, function in vars(module).items()
-            if inspect.isfunction(function) and function.__module__ == module.__name__
-            if not name.startswith("_")
+            name: tool_of(value, name)
+            for name, value in vars(module).items()
+            if not name.startswith("_") and (name in decorated or _is_of(module, value))
         }
-    except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {shown(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not found:
         raise ValueError(f"{path}: expected a public function, got none")
     return found
 
 
+def _decorated(statements: list) -> Iterator[str]:
+    """Names of a module's functions that have decorators, of whatever these made of them."""
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            if statement.decorator_list:
+                yield statement.name
+        elif not isinstance(statement, ast.ClassDef):
+            inner = ast.iter_child_nodes(statement)  # if, try, with
+            yield from _decorated([x for x in inner if isinstance(x, ast.stmt | ast.excepthandler)])
+
+
+def _is_of(module: types.ModuleType, value: object) -> bool:
+    """Whether a value is a function of this module, and not an imported one."""
+    behind = _behind(value) if callable(value) else None
+    return inspect.isfunction(behind) and behind.__module__ == module.__name__
+
+
 def table_tool(path: str | Path, name: str = "lookup") -> dict[str, Tool]:
     """The tool that looks names up in a .json or .csv file; ValueError as `load_table`."""
-    function, description = tool_of(load_table(path).lookup)
-    described = description["function"] | {"name": name}
+    table = load_table(path)
+    function, description = tool_of(table.lookup)
+    what = "Look up {1} of {0}".format(*table.columns) if table.columns else "Look up a name"
+    where = "a table" if name == "lookup" else f"the table {shown(Path(path).stem, 40)}"
+    described = description["function"] | {"name": name, "description": f"{what} in {where}."}
     return {name: Tool(function, description | {"function": described})}
+
+
+def _table_name(path: str, others: Collection[str]) -> str:
+    """What a table's tool is called: "lookup", and where there is one already, by its file."""
+    if "lookup" not in others:
+        return "lookup"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem).strip("_")[:50]
+    return f"lookup_{stem or len(others) + 1}"
 
 
 def named_tools(specs: list[str]) -> dict[str, Tool]:
     """The tools of a command line: names of TOOLS or "all", .py files, .json and .csv tables.
 
+    The first table is "lookup", a further one "lookup_" and the name of its file.
     Raises ValueError for a name that there is not, or that two of them have.
     """
     found: dict[str, Tool] = {}
@@ -177,10 +229,10 @@ def named_tools(specs: list[str]) -> dict[str, Tool]:
             some = TOOLS
         elif spec in TOOLS:
             some = {spec: TOOLS[spec]}
-        elif Path(spec).suffix == ".py":
+        elif Path(spec).suffix.lower() == ".py":
             some = load_tools(spec)
-        elif Path(spec).suffix in (".json", ".csv"):
-            some = table_tool(spec)
+        elif Path(spec).suffix.lower() in (".json", ".csv"):
+            some = table_tool(spec, _table_name(spec, found))
         else:
             known = ", ".join(["all", *TOOLS])
             raise ValueError(f"expected {known}, or a .py, .json or .csv file, got {shown(spec)!r}")

@@ -1,10 +1,11 @@
-"""Looks names up in a user's table: a JSON object, or CSV rows of a name and a value."""
+"""Looks names up in a user's table: a JSON object, or a CSV file of two columns with a header."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 from model.json_file import parse_json, read_bytes, shown
@@ -14,16 +15,18 @@ MOST_NAMES = 100_000
 LONGEST_NAME = 200  # characters
 LONGEST_VALUE = 2000  # characters, as JSON
 MOST_NEAR = 5  # names shown where one is not there
+NUMBER = re.compile(r"[-+$€£¥]{0,2}[0-9][0-9.,]*%?")
 
 
 class Table:
     """Values by their names.
 
-    values  dict from name to a JSON value
+    values   dict from name to a JSON value
+    columns  what its header calls names and values; None if it says no more than "name" and "value"
     """
 
-    def __init__(self, values: dict[str, object]):
-        self.values = values
+    def __init__(self, values: dict[str, object], columns: tuple[str, str] | None = None):
+        self.values, self.columns = values, columns
         self._any_case: dict[str, list[str]] = {}
         for name in values:
             self._any_case.setdefault(name.casefold(), []).append(name)
@@ -55,17 +58,25 @@ class Table:
 def load_table(path: str | Path) -> Table:
     """The table of a .json or a .csv file (UTF-8), for `tools.calls.table_tool`.
 
-    A first row of "name" and "value" in a CSV file is no entry. Raises ValueError with the path for
-    another kind of file, more than LARGEST_FILE bytes or MOST_NAMES names, and names that are
-    empty, too long or there twice.
+    The first row of a CSV file is a header, whatever its columns are called, and no entry. Raises
+    ValueError with the path for another kind of file, more than LARGEST_FILE bytes or MOST_NAMES
+    names, a header with a number as the second column, and names that are empty, too long or there
+    twice.
     """
     path = Path(path)
     try:
         if path.suffix.lower() not in (".json", ".csv"):
             raise ValueError("expected a file that ends in .json or .csv")
         data = read_bytes(path, LARGEST_FILE)
-        pairs = _json_pairs(data) if path.suffix.lower() == ".json" else _csv_pairs(data)
-        return Table(_checked(pairs))
+        if path.suffix.lower() == ".json":
+            return Table(_checked(_json_pairs(data)))
+        header, *pairs = _csv_pairs(data) or [("", "")]
+        if NUMBER.fullmatch(header[1]):
+            raise ValueError("expected names of the two columns, such as name,value, as the first "
+                             f"row, got {shown(','.join(header), 60)!r}")  # fmt: skip
+        columns = None if [x.lower() for x in header] == ["name", "value"] else header
+        told = tuple(shown(x, 40) for x in columns) if columns and all(columns) else None
+        return Table(_checked(pairs), told)
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path}: {shown(error)}") from None
 
@@ -78,11 +89,12 @@ def _json_pairs(data: bytes) -> list[tuple[str, object]]:
     return list(content.items())
 
 
-def _csv_pairs(data: bytes) -> list[tuple[str, object]]:
+def _csv_pairs(data: bytes) -> list[tuple[str, str]]:
+    """Its rows, the header included."""
     pairs = []
     reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-    for number, row in enumerate(reader):
-        if not row or (number == 0 and [cell.strip().lower() for cell in row] == ["name", "value"]):
+    for row in reader:
+        if not row:
             continue
         if len(row) != 2:
             raise ValueError(f"line {reader.line_num}: expected a name and a value, got {len(row)} "
