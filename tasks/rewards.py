@@ -19,7 +19,6 @@ What a checker does wrong stops no run: it counts as 0, and is told the first ti
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import math
 import sys
@@ -37,6 +36,7 @@ from tasks.number import number, right_number
 from tasks.task import Completion, Prompt
 from tasks.text import exact, right_text, right_values, values
 from tasks.tool_calls import right_calls, tool_call, tool_name
+from tools.own_files import load_file, what_failed
 
 Reward = Callable[[list[Completion]], list[float]]  # one number for each
 Report = Callable[[str], None]
@@ -184,7 +184,7 @@ class CheckedReward:
             if len(given) != len(completions):
                 raise ValueError(f"expected {len(completions)} numbers, got {len(given)}")
         except (Exception, SystemExit) as error:
-            self._failed(len(completions), f"{type(error).__name__}: {shown(error)}")
+            self._failed(len(completions), what_failed(error))
             return [0.0] * len(completions)
         return list(map(self._finite, given))
 
@@ -211,15 +211,7 @@ def load_reward(path: Path, function: str) -> Reward:
     It is the user's own code, for the user to judge. ValueError if the file fails, or has no such
     function.
     """
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass in it looks its module up
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # of sys.exit() and argparse
-        raise ValueError(f"{path}: {type(error).__name__}: {shown(error)}") from error
+    module = load_file(path)
     found = getattr(module, function, None)
     if not callable(found) or inspect.isclass(found):
         names = [name for name, value in vars(module).items() if inspect.isfunction(value)]

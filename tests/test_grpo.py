@@ -127,6 +127,20 @@ def test_it_learns(monkeypatch, tmp_path, flags, more):
     assert {"pass@1", "pass@4", "greedy"} <= last.keys()
 
 
+def test_a_run_that_learns_nothing_says_so(monkeypatch, tmp_path, flags, capsys):
+    """Where all completions deserve the same no weight changes, and "done" is not the last word."""
+    told = "nothing was learned: the gradient of every update was 0"
+    run = [*flags["grpo"], "--batch_size", 4, "--save_interval", 1, "--max_steps"]
+    (tmp_path / "fair.py").write_text("def score(some):\n    return [0.1] * len(some)\n")
+    train(monkeypatch, tmp_path / "fair", *run, 2, "--reward", f"{tmp_path / 'fair.py'}:score")
+    assert told in capsys.readouterr().out
+    assert weights_sha256(tmp_path / "fair/step-00000002") == weights_sha256(tmp_path / "base")
+    train(monkeypatch, tmp_path / "run", *run, 2)
+    (tmp_path / "my.py").write_text("def score(some):\n    return [0.1] * len(some)\n")
+    train(monkeypatch, tmp_path / "run", *run, 3, "--allow_changes")  # it had learned before
+    assert told not in capsys.readouterr().out
+
+
 def test_inner_updates_clip(monkeypatch, tmp_path, flags):
     """The first inner update has ratio 1, later ones have not: some are clipped."""
     run = [*flags["grpo"], "--dropout", 0, "--max_steps", 2, "--batch_size", 4, "--warmup_steps", 0,

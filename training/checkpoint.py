@@ -311,8 +311,9 @@ def model_folder(path: str | Path, flag: str) -> Path:
         path = newest or path
     if (path / "adapter_config.json").is_file():
         raise ValueError(
-            f"{flag} {path}: an adapter, not a model: name its base there, and the adapter by "
-            "--lora, or put both together (scripts/merge_lora.py)"
+            f"{flag} {path}: an adapter, not a model: put it together with its base "
+            "(scripts/merge_lora.py), or name the base there (eval_model.py and serve_model.py "
+            "take the adapter by --lora)"
         )
     raise ValueError(f"{flag} {path}: neither a model folder nor a run with a complete checkpoint")
 

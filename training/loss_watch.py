@@ -66,6 +66,7 @@ class LossWatch:
             if arrived is not None:
                 arrived.synchronize()
             grad_norm, *values = numbers.tolist()
+            self.state.has_learned |= grad_norm != 0
             self._was_good = self._judge(step, values[0], grad_norm, scaled)
             if self._was_good:
                 self._add(weight, values)

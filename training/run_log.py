@@ -282,6 +282,8 @@ class RunLog:
                     )
             else:
                 self.say(f"done: {folder} holds the checkpoints, metrics.jsonl and loss.png")
+                if not self.state.has_learned:
+                    self.say("nothing was learned: the gradient of every update was 0")
         self.close()
 
     def close(self):

@@ -20,6 +20,7 @@ class RunState:
     best_val_loss: float | None = None
     best_step: int | None = None
     # loss_watch.py
+    has_learned: bool = False  # whether any update had a gradient
     bad_steps: int = 0  # skipped updates in all
     bad_in_a_row: int = 0
     usual_loss: list = field(default_factory=lambda: [0.0, 0.0, 0])  # mean, variance, updates
@@ -30,4 +31,5 @@ class RunState:
     @classmethod
     def from_dict(cls, values: dict) -> RunState:
         """The state that a checkpoint's trainer_state.json holds, among other things."""
+        values = {"has_learned": True} | values  # older ones do not say
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
