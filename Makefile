@@ -90,7 +90,7 @@ demo-rl: $(VENV)/.installed
 	@echo "What each stage has improved, on questions that no stage has seen:"
 	$(RUN) scripts/demo_rl_table.py
 	@echo
-	@printf '%s\n' "/tools calculator" "Tell me what 8 + 7 is." "请算一算9 - 4。" | \
+	@printf '%s\n' "/tools calculator" "Tell me what 8 + 7 is." "/reset" "请算一算9 - 4。" | \
 		$(RUN) eval_model.py --model out/grpo_calculator --temperature 0
 	@echo
 	@printf '%s\n' "What is jam made from?" "Thank you!" | \

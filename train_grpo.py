@@ -14,8 +14,7 @@ from functools import partial
 
 import torch
 
-from dataset.chat import NO_THINKING
-from dataset.tokenizer import load_tokenizer
+from dataset.chat import chat_tokenizer
 from model.hf_format import inherited
 from training import checkpoint, cli
 from training.completions import tools_of
@@ -116,8 +115,7 @@ def parts_of_the_loss(args) -> dict:
 def main():
     args = parse_args()
     args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
-    tokenizer = load_tokenizer(args.init_from)
-    tokenizer.chat_template = tokenizer.chat_template or NO_THINKING  # a base model's has none
+    tokenizer = chat_tokenizer(args.init_from)
 
     # (2) the architecture
     config = cli.build_config(args, tokenizer.vocab_size, SEQ_LEN)

@@ -15,8 +15,7 @@ from functools import partial
 
 import torch
 
-from dataset.chat import NO_THINKING
-from dataset.tokenizer import load_tokenizer
+from dataset.chat import chat_tokenizer
 from model.hf_format import inherited, weights_sha256
 from training import checkpoint, cli
 from training.actor_critic import load_actor_critic, look_back, minibatches, write_actor_critic
@@ -90,8 +89,7 @@ def main():
     args = parse_args()
     args.init_from = checkpoint.model_folder(args.init_from, "--init_from")
     args.critic_from = checkpoint.model_folder(args.critic_from or args.init_from, "--critic_from")
-    tokenizer = load_tokenizer(args.init_from)
-    tokenizer.chat_template = tokenizer.chat_template or NO_THINKING  # a base model's has none
+    tokenizer = chat_tokenizer(args.init_from)
     cli.check_sampling(args)
 
     # (2) the architecture, of policy and critic

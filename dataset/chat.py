@@ -40,7 +40,7 @@ from dataset.chat_turns import (
     walked,
 )
 from dataset.messages import normal_content
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import Tokenizer, load_tokenizer
 from model.json_file import read_json
 
 TEMPLATES = Path(__file__).parent.parent / "model" / "tokenizer"
@@ -153,6 +153,13 @@ def after_tools(
     pieces += NO_THOUGHTS * (thinks and not enable_thinking)
     ids, _, _ = encode_sequences(tokenizer, [InPieces(pieces, [0] * len(pieces), [])])
     return ids.tolist()
+
+
+def chat_tokenizer(folder: Path) -> Tokenizer:
+    """`load_tokenizer`; where there is no chat template, a base model's, it gets NO_THINKING."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = tokenizer.chat_template or NO_THINKING
+    return tokenizer
 
 
 def can_think(tokenizer: Tokenizer) -> bool:

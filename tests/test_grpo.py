@@ -244,6 +244,7 @@ def test_bad_input_is_one_clear_line(monkeypatch, tmp_path, flags, capsys):
         (["--reward", "beauty=1"], "--reward"),
         (["--reward", "number=much"], "--reward"),
         (["--max_new_tokens", 158], "--max_seq_len"),
+        (["--max_turns", 3], "--max_turns 3: there are no --tools"),
     ):
         argv = ["train_grpo.py", "--out_dir", tmp_path / "run", *flags["grpo"], *more]
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])

@@ -24,6 +24,7 @@ from tests.test_rollouts import run_of
 from tools.calls import TOOLS, load_tools, named_tools
 from train_grpo import token_weights
 from training import completions
+from training.cli import MAX_TURNS
 from training.completions import Tools, names_of, sample, tools_of
 from training.distributed import Ranks
 from training.prompts import prompt_datasets
@@ -368,4 +369,7 @@ def test_flags(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="--tools: expected all, calculator"):
         tools_of(Args, tokenizer)
     Args.tools = None
+    with pytest.raises(ValueError, match="--max_turns 2: there are no --tools"):
+        tools_of(Args, tokenizer)
+    Args.max_turns = MAX_TURNS
     assert tools_of(Args, tokenizer) == Tools()

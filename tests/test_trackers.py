@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.small_runs import REPOSITORY, STEPS, make_inputs, run
 from training.event_files import EventFiles
+from training.run_log import RunLog
+from training.state import RunState
 
 
 @pytest.fixture
@@ -202,3 +205,18 @@ def test_wandb_records_what_metrics_say(tmp_path, flags):
             expected.setdefault(step, {})[name] = value
     assert len(expected) == STEPS + 1
     assert history == {step: pytest.approx(values) for step, values in expected.items()}
+
+
+def test_wandb_that_cannot_begin_is_one_clear_line(tmp_path, monkeypatch):
+    """Nobody has logged in: the flag and wandb's own words."""
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**_):
+        raise wandb.Error("api_key not configured (no-tty)")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    args = SimpleNamespace(
+        use_wandb=True, use_tensorboard=False, wandb_project="p", wandb_run_name=None
+    )
+    with pytest.raises(ValueError, match=r"^--use_wandb: api_key not configured"):
+        RunLog(tmp_path, 5, RunState(), True, args)

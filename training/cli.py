@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TOKENIZER = REPOSITORY / "model" / "tokenizer"
 LARGEST_SEED = 2**63 - 1  # that torch's generators take
 DECAY_FRACTION = 0.2
+MAX_TURNS = 4
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # smaller ones are denormal, or 0 on a GPU
 
 
@@ -163,7 +164,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser):
     text = "what completions may call: all, calculator, get_time, convert_units; .py, .json, .csv"
     add("--tools", SEVERAL, None, text)
     text = "turns of the model in a completion, tools answering between them"
-    add("--max_turns", at_least(1, 2**16), 4, text)
+    add("--max_turns", at_least(1, 2**16), MAX_TURNS, text)
     text = "completions of every held-out prompt for pass@1 and pass@k; 0: greedy ones alone"
     add("--eval_generations", at_least(0, 2**16), 4, text)
 

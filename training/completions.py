@@ -25,6 +25,7 @@ from model.model import MiniMindLM
 from model.sampling import Sampling
 from tasks.task import Completion, Prompt, completion_of
 from tools.calls import Tool, answer, named_tools
+from training.cli import MAX_TURNS
 from training.distributed import whole
 
 
@@ -67,6 +68,8 @@ class Tools:
 def tools_of(args, tokenizer: Tokenizer) -> Tools:
     """The tools of --tools. Raises ValueError where a chat has no place for calls and answers."""
     if not args.tools:
+        if args.max_turns != MAX_TURNS:
+            raise ValueError(f"--max_turns {args.max_turns}: there are no --tools to answer")
         return Tools()
     try:
         tools = Tools(named_tools(args.tools), args.max_turns, args.enable_thinking)

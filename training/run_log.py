@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from model.json_file import shown
 from model.moe import grouped_mm_waits
 from training import run_lock
 from training.event_files import EventFiles
@@ -323,9 +324,12 @@ def _start_wandb(out_dir: Path, args):
 
     id_file = Path(out_dir) / "wandb_id.txt"  # the same run goes on after a resume
     run_id = id_file.read_text().strip() if id_file.exists() else None
-    run = wandb.init(
-        project=args.wandb_project, name=args.wandb_run_name, id=run_id, resume="allow",
-        config={k: str(v) for k, v in vars(args).items()}, dir=out_dir,
-    )  # fmt: skip
+    try:
+        run = wandb.init(
+            project=args.wandb_project, name=args.wandb_run_name, id=run_id, resume="allow",
+            config={k: str(v) for k, v in vars(args).items()}, dir=out_dir,
+        )  # fmt: skip
+    except wandb.Error as error:  # nobody has logged in, no network
+        raise ValueError(f"--use_wandb: {shown(error)}") from None
     id_file.write_text(run.id)
     return run
