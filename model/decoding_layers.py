@@ -114,19 +114,24 @@ class ExpertsForDecoding(MoEFeedForward):
         return y.view(x.shape), router_logits
 
 
-def for_decoding(model: MiniMindLM, int8: bool = False) -> MiniMindLM:
+def for_decoding(
+    model: MiniMindLM, int8: bool = False, dtype: torch.dtype | None = None
+) -> MiniMindLM:
     """A model that computes the same as `model`, faster for one token at a time.
 
     It shares the embedding and the norms; adapters are merged. int8: weights as in Int8Linear, but
     for the embedding and the router of experts. Otherwise the weights are laid out for the CPU (a
-    second copy in memory); on other devices, and in float16, layers stay as they are. For inference
-    only: it is not changed when `model` is trained on, and is not to be saved.
+    second copy in memory); on other devices, and in float16, layers stay as they are. dtype: what
+    weights are rounded to first; buffers stay, for angles need float32. For inference only: it is
+    not changed when `model` is trained on, and is not to be saved.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    if dtype is not None:
+        shared |= {id(p): nn.Parameter(p.detach().to(dtype)) for p in model.parameters()}
     fast = copy.deepcopy(model, shared)
     lora.merge(fast)
     linear = Int8Linear if int8 else PackedLinear
-    if not int8 and not _can_pack(model.lm_head.weight):
+    if not int8 and not _can_pack(fast.lm_head.weight):
         return fast
     for name, layer in list(fast.named_modules()):
         parent, _, child = name.rpartition(".")

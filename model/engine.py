@@ -244,7 +244,7 @@ class Engine:
             self.sampler = Sampler([row.draws for row in rows], self.device)
         for row in rows:
             self._trying(row.request, row.draws.look_ahead)
-        requests = [row.request for row in rows]
+        requests, logits = [row.request for row in rows], logits.float()
         told = told_of(requests, self.sampler, logits)
         drawn = []
         tokens = self.sampler.next(logits)

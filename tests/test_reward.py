@@ -24,6 +24,7 @@ from model.reward_model import (
     save_reward_model,
     score_sequences,
 )
+from tasks.rewards import make_rewards
 from tasks.task import Prompt, completion_of
 from tests.encode import encode
 from tests.oracle_models import our_model, ours, random_numbers, same_bits, save_here, shake
@@ -383,5 +384,7 @@ def test_completions_are_scored_as_conversations(tmp_path, tiny_tokenizer_dir):
     expected = score_conversations(load_reward_model(folder), tokenizer, answers)
     assert scores == pytest.approx([expected[0], expected[0], expected[1]], abs=1e-5)
     assert abs(expected[0] - expected[1]) > 1e-3
-    with pytest.raises(ValueError, match="--reward model="):
-        model_reward()(tmp_path / "nothing")
+    nothing = tmp_path / "nothing"
+    told = f"^--reward model={nothing}: the folder {nothing}: neither a model folder nor a run"
+    with pytest.raises(ValueError, match=told):
+        make_rewards([f"model={nothing}"], model_reward=model_reward())

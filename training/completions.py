@@ -6,12 +6,10 @@ two of them as it does in a chat, in the same ids; the model sees it and does no
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
 from dataset.chat import after_tools, stop_ids
 from dataset.chat_turns import CALL
@@ -178,10 +176,7 @@ def decoding_copy(run) -> MiniMindLM:
         if run.config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         model.make_buffers(run.device)
-    if run.dtype != torch.float32:
-        cast = {id(p): nn.Parameter(p.detach().to(run.dtype)) for p in model.parameters()}
-        model = copy.deepcopy(model, cast)  # buffers as they are: angles need float32
-    return for_decoding(model).eval()
+    return for_decoding(model, dtype=run.dtype).eval()
 
 
 def sample(
