@@ -34,7 +34,6 @@ except ImportError:  # not installed, or built for another torch
 
 HALF = (torch.float16, torch.bfloat16)
 FIXED_CUDNN = 91501  # 9.15.1, from which torch itself puts cuDNN's attention first
-HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 # Longer rows are left to torch's kernel, whose memory does not grow with T².
 LONGEST_BLOCKWISE = 2048
 
@@ -176,20 +175,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | PackedRows | None)
         mask = mask.mask
     if q.shape[2] == 1 and torch.compiler.is_compiling() and q.device.type == "cpu":
         return one_token_attention(q, k, v, mask)
-    if q.shape[2] == 1 and not head_by_head(q, k):  # query heads become rows of their key head
+    if q.shape[2] == 1:  # the query heads of one key head become its rows: six times faster in bf16
         rows = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, A/K, D]
         return torch_attention(rows, k, v, mask, causal=False).reshape(q.shape)
     return torch_attention(q, k, v, mask, causal=mask is None)
-
-
-def head_by_head(q: Tensor, k: Tensor) -> bool:
-    """Whether one new token's query heads are told one by one, not as rows of their key head.
-
-    MKL, which multiplies in bfloat16 here, is faster with a single row on CPUs with AMX, as long as
-    it does not read the keys too often for that; on others it is several times slower.
-    """
-    on_amx = q.device.type == "cpu" and q.dtype == torch.bfloat16 and HAS_AMX
-    return on_amx and q.shape[1] <= 2 * k.shape[1]
 
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -146,19 +146,25 @@ def test_generation_runs_in_bfloat16_and_under_autocast(kind):
     assert len(list(generate(model.bfloat16(), [1, 2, 3], 8, set(), seed=0))) == 8
 
 
-@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("query_heads", [2, 4, 6])
-def test_attention_of_one_token_in_bfloat16(monkeypatch, query_heads, has_amx):
-    """However query heads share their key head, the result is float64's to bfloat16's precision."""
-    monkeypatch.setattr("model.attention.HAS_AMX", has_amx)
+def test_attention_of_one_token(query_heads, dtype):
+    """As the engine asks for it, of any number of sequences: float64's, to the dtype's precision.
+
+    torch's own kernel with enable_gqa is wrong in bfloat16 for some of these numbers and strides.
+    """
     generator = torch.Generator().manual_seed(query_heads)
-    q = torch.randn(3, query_heads, 1, 32, generator=generator).bfloat16()
-    k, v = torch.randn(2, 3, 2, 20, 32, generator=generator).bfloat16()[..., :17, :]
-    mask = (torch.arange(17) <= torch.tensor([[16], [4], [0]]))[:, None, None]  # [3, 1, 1, 17]
-    q64, k64, v64 = q.double(), *(t.double().repeat_interleave(query_heads // 2, 1) for t in (k, v))
-    scores = (q64 @ k64.mT / 32**0.5).masked_fill(~mask, -torch.inf)
-    expected = scores.softmax(-1) @ v64
-    torch.testing.assert_close(attention(q, k, v, mask).double(), expected, atol=2e-2, rtol=1e-2)
+    for count in (1, 3, 17, 49, 52, 60, 128):
+        for tokens in (2, 17, 33, 54, 92):
+            q = torch.randn(1, query_heads, count, 64, generator=generator).to(dtype)
+            q = q[0].transpose(0, 1)[:, :, None]  # [count, A, 1, 64], as in StepLayer.attend
+            k, v = torch.randn(2, count, 2, 128, 64, generator=generator).to(dtype)[..., :tokens, :]
+            ends = torch.randint(tokens, (count, 1), generator=generator)
+            mask = (torch.arange(tokens) <= ends)[:, None, None]  # [count, 1, 1, tokens]
+            k64, v64 = (t.double().repeat_interleave(query_heads // 2, 1) for t in (k, v))
+            scores = (q.double() @ k64.mT / 8).masked_fill(~mask, -torch.inf)
+            error = (attention(q, k, v, mask).double() - scores.softmax(-1) @ v64).abs().max()
+            assert error < (1e-5 if dtype == torch.float32 else 0.03), (count, tokens)
 
 
 def greedy(model, prompt, new_tokens, stop_ids=frozenset(), **options):

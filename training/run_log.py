@@ -22,8 +22,8 @@ from training.plot import plot_metrics, read_metrics
 from training.speed import flops_per_token, matmul_rate
 from training.state import RunState
 
-# in metrics.jsonl alone: they follow from the step; the gap is of use to those who look for a fault
-NOT_PRINTED = ("epoch", "tokens", "pairs", "examples", "prompts", "gap")
+# in metrics.jsonl alone: they follow from the step
+NOT_PRINTED = ("epoch", "tokens", "pairs", "examples", "prompts")
 # what depends on the machine and not on what is learned
 SPEEDS = (
     "tokens_per_s", "pairs_per_s", "examples_per_s", "prompts_per_s", "mfu", "memory_gb",
