@@ -112,14 +112,17 @@ def make_rewards(
 
 
 def paths_in(specs: list[str]) -> list[Path]:
-    """The files and folders that specs name; those that are not there `make_rewards` tells."""
+    """The models' folders and Python files that specs name and that are there."""
     paths = []
     for spec in specs:
         with contextlib.suppress(ValueError):
             what, _ = _what_and_weight(spec)
-            is_model = what.startswith(MODEL)
-            paths.append(Path(what.removeprefix(MODEL) if is_model else what.rpartition(":")[0]))
-    return [path for path in paths if path.name and path.exists()]
+            file, _, _ = what.rpartition(":")
+            if what.startswith(MODEL):
+                paths.append(Path(what.removeprefix(MODEL)))
+            elif file.endswith(".py"):
+                paths.append(Path(file))
+    return [path for path in paths if path.exists()]
 
 
 def judged(

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.rewards import CHECKERS, CheckedReward, check_prompts, judged, make_rewards
+from tasks.rewards import (
+    CHECKERS,
+    CheckedReward,
+    check_prompts,
+    judged,
+    make_rewards,
+    paths_in,
+)
 from tasks.task import Completion, Prompt
 
 FILE = '''
@@ -197,6 +204,16 @@ def test_tensors_are_numbers_too():
     """A reward may give a tensor or an array with a number for each."""
     for values in (torch.tensor([0.5, 2.0]), np.array([0.5, 2.0]), (0.5, True + 1)):
         assert CheckedReward("x", lambda _, v=values: v, print)([completion("a")] * 2) == [0.5, 2.0]
+
+
+def test_what_rewards_name_on_disk(file, tmp_path, monkeypatch):
+    """Own files and models' folders that are there; a folder named like a checker is nobody's."""
+    (tmp_path / "repetition").mkdir()
+    (tmp_path / "judge=2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    specs = ["number=1", "repetition:3=0.1", "length:1:5", "my.py:score=2", "none.py:score",
+             "model=judge=2=0.5", "model=nowhere", "number=much"]  # fmt: skip
+    assert [str(path) for path in paths_in(specs)] == ["my.py", "judge=2"]
 
 
 def test_prompts_that_cannot_be_judged_are_told_before_training():

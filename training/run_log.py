@@ -43,13 +43,16 @@ def failed(error: Exception):
             _open.event(_open.state.step, "end", state="failed", error=reason[:LONGEST_REASON])
 
 
-def note_end(out_dir: Path, step: int):
-    """Add the last line of a run that was killed between its last save and that line."""
-    path = Path(out_dir) / "metrics.jsonl"
+def note_end(path: Path, step: int) -> bool:
+    """Give a metrics.jsonl the last line that a kill, after the last save, has kept from it.
+
+    Whether that was so.
+    """
     records = read_metrics(path) if path.is_file() else []
-    if records and records[-1].get("event") != "end":
-        _write_all(path, [*records, {"step": step, "event": "end", "state": "finished"}])
-        plot_metrics(path, path.with_name("loss.png"))
+    if not records or records[-1].get("event") == "end":
+        return False
+    _write_all(path, [*records, {"step": step, "event": "end", "state": "finished"}])
+    return True
 
 
 def _write_all(path: Path, records: list[dict]):

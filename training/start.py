@@ -154,10 +154,10 @@ def _end_if_finished(folder: Path, total_steps: int, args, ranks: Ranks, config:
     if ranks.is_main:
         # what a run that was killed after its last save has not come to
         checkpoint.remove_leftovers(args.out_dir)
-        if not changed and folder.resolve().parent == Path(args.out_dir).resolve():
-            run_log.note_end(args.out_dir, state["step"])
         metrics = Path(args.out_dir) / "metrics.jsonl"
-        if metrics.is_file() and not metrics.with_name("loss.png").exists():
+        is_its_own = folder.resolve().parent == metrics.resolve().parent
+        was_noted = not changed and is_its_own and run_log.note_end(metrics, state["step"])
+        if was_noted or (metrics.is_file() and not metrics.with_name("loss.png").exists()):
             plot_metrics(metrics, metrics.with_name("loss.png"))
         run_lock.release()
     raise SystemExit(0)
